@@ -1,1 +1,36 @@
-//! SDK.
+//! What a vendor depends on to write an outport plugin.
+//!
+//! A plugin is a type that implements [`Format`] (read-only) or, in addition,
+//! [`WritableFormat`] and [`CreatableFormat`], and one line:
+//!
+//! ```ignore
+//! outport_sdk::export_format_ro!(Simg);
+//! ```
+//!
+//! The same code builds natively, where `cargo test` runs it against the
+//! in-memory host of [`testing`] (feature `testing`), and for
+//! `wasm32-unknown-unknown`, where the macro binds it to the WIT contract.
+//!
+//! Invariant: a plugin says *where* bytes are; it never moves payload. All it
+//! can reach are the files behind [`Files`] and [`Txn`].
+
+#![forbid(unsafe_code)]
+
+mod context;
+mod error;
+mod format;
+mod read;
+#[cfg(feature = "testing")]
+pub mod testing;
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
+pub mod wasm;
+
+pub use context::{Files, LogLevel, Stage, Txn};
+pub use error::{Errno, Error, Result};
+pub use format::{
+    ByteRange, CheckReport, Child, ChildKind, Codec, CreatableFormat, DiscardKind, Extent, Format,
+    Geometry, Grant, Granted, Info, Location, Measurement, Placement, Repair, SlotRange,
+    WritableFormat, WriteIntent, WriteKind,
+};
+pub use read::Reader;
