@@ -1,0 +1,174 @@
+"""The servers that are compared: how each is started for an image and a transport."""
+
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import time
+
+
+class Unavailable(Exception):
+    """This server cannot serve this row; the text says why."""
+
+
+class Peer:
+    """A server program in one configuration."""
+
+    def __init__(self, id, title, program, aio=None):
+        self.id, self.title, self.program, self.aio = id, title, program, aio
+
+    def argv(self, image, path, size, transport, address, iothreads):
+        if self.id == "nbdkit":
+            return self._nbdkit(image, path, size, transport, address)
+        return self._storage_daemon(image, path, size, transport, address, iothreads)
+
+    def _storage_daemon(self, image, path, size, transport, address, iothreads):
+        quoted = str(path).replace(",", ",,")
+        file = f"filename={quoted},aio={self.aio}"
+        if image == "null":
+            node = f"null-co,node-name=n,size={size},read-zeroes=on"
+        elif image.startswith("direct"):
+            node = f"file,node-name=n,{file},cache.direct=on"
+        elif image.startswith(("qcow2", "sparse")):
+            dotted = ",".join(f"file.{option}" for option in file.split(",", 1))
+            node = f"qcow2,node-name=n,file.driver=file,{dotted},discard=unmap"
+        else:
+            node = f"file,node-name=n,{file}"
+        if transport == "unix":
+            listen = f"addr.type=unix,addr.path={address}"
+        else:
+            listen = f"addr.type=inet,addr.host=127.0.0.1,addr.port={address}"
+        argv = [self.program]
+        export = "nbd,id=e,node-name=n,name=x,writable=on"
+        if self.id == "ours" and iothreads:
+            # QSD and nbdkit have no such thing for one NBD export.
+            for number in range(iothreads):
+                argv += ["--object", f"iothread,id=io{number}"]
+                export += f",iothread.{number}=io{number}"
+        return argv + ["--blockdev", node, "--nbd-server", listen, "--export", export]
+
+    def _nbdkit(self, image, path, size, transport, address):
+        if image.startswith("direct"):
+            raise Unavailable("its file plugin has no O_DIRECT")
+        if image.startswith(("qcow2", "sparse")):
+            raise Unavailable("it has no qcow2 in this version")
+        where = ["-U", str(address)] if transport == "unix" else \
+            ["-i", "127.0.0.1", "-p", str(address)]
+        plugin = ["null", f"size={size}"] if image == "null" else ["file", str(path)]
+        return [self.program, "-f", "--exit-with-parent", "-e", "x"] + where + plugin
+
+
+def find_peers(ours, aio, wanted):
+    """The peers that are installed, ours first; and what is missing, in words."""
+    qsd = os.environ.get("QSD") or shutil.which("qemu-storage-daemon")
+    kit = os.environ.get("NBDKIT") or shutil.which("nbdkit")
+    candidates = [
+        Peer("ours", f"ours aio={aio}", ours, aio),
+        Peer("qsd-uring", "QSD aio=io_uring", qsd, "io_uring"),
+        Peer("qsd-threads", "QSD aio=threads", qsd, "threads"),
+        Peer("nbdkit", "nbdkit", kit),
+    ]
+    chosen = [peer for peer in candidates if peer.id == "ours" or peer.id in wanted]
+    missing = [f"{peer.title}: not installed" for peer in chosen if not peer.program]
+    return [peer for peer in chosen if peer.program], missing
+
+
+class Running:
+    """A started server; it ends with the `with` block."""
+
+    def __init__(self, peer, row, path, size, scratch):
+        self.socket = os.path.join(scratch, "s.sock")
+        self.port = free_port() if row.transport == "tcp" else None
+        if os.path.exists(self.socket):
+            os.unlink(self.socket)
+        address = self.socket if row.transport == "unix" else self.port
+        argv = peer.argv(row.image, path, size, row.transport, address, row.iothreads)
+        cpus = range(os.cpu_count()) if row.pin == "both" else [0]
+        self.started = time.monotonic()
+        self.errors = open(os.path.join(scratch, "server.err"), "w+b")
+        self.process = subprocess.Popen(
+            ["taskset", "-c", ",".join(map(str, cpus))] + argv,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors)
+        self.pid = self.process.pid
+
+    def __enter__(self):
+        try:
+            self.first_byte_ms = self._first_byte()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            if self.process.poll() is None:
+                self.process.send_signal(sign)
+                try:
+                    self.process.wait(10)
+                except subprocess.TimeoutExpired:
+                    pass
+        self.errors.close()
+
+    def uri(self):
+        if self.port:
+            return f"nbd://127.0.0.1:{self.port}/x"
+        return f"nbd+unix:///x?socket={self.socket}"
+
+    def load_address(self):
+        return ["--tcp", f"127.0.0.1:{self.port}"] if self.port else ["--unix", self.socket]
+
+    def cpu_seconds(self):
+        """CPU time of all threads, ended ones too (the kernel's CPU clock of a process)."""
+        return time.clock_gettime_ns((~self.pid << 3) | 2) / 1e9
+
+    def resident_mib(self):
+        with open(f"/proc/{self.pid}/status") as status:
+            for line in status:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) / 1024
+        raise Unavailable("no VmRSS in /proc")
+
+    def _first_byte(self):
+        """Milliseconds from exec until 512 bytes were served; waits for the server."""
+        while True:
+            if self.process.poll() is not None:
+                self.errors.seek(0)
+                text = self.errors.read().decode(errors="replace").strip()
+                raise Unavailable(f"it did not start: {text.splitlines()[-1:] or 'no word'}")
+            if time.monotonic() - self.started > 20:
+                raise Unavailable("it did not listen within 20 s")
+            try:
+                self._read_512()
+                return (time.monotonic() - self.started) * 1000
+            except (ConnectionError, FileNotFoundError):
+                time.sleep(0.0005)
+
+    def _read_512(self):
+        family = socket.AF_INET if self.port else socket.AF_UNIX
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.settimeout(10)
+            sock.connect(("127.0.0.1", self.port) if self.port else self.socket)
+            receive(sock, 18)
+            sock.sendall(struct.pack(">IQII", 3, 0x49484156454F5054, 1, 1) + b"x")
+            receive(sock, 10)
+            sock.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 7, 0, 512))
+            receive(sock, 16 + 512)
+            sock.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 2, 8, 0, 0))
+
+
+def receive(sock, count):
+    data = b""
+    while len(data) < count:
+        more = sock.recv(count - len(data))
+        if not more:
+            raise ConnectionError("closed")
+        data += more
+    return data
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
