@@ -1,1 +1,8 @@
-//! outport export.
+//! The front-ends of outport: how a block node is offered to the outside.
+//!
+//! One folder per protocol. Each parses, bounds and authorizes what a client sends, and knows
+//! nothing of image formats or of Wasm. What they share lies beside them: [`errno`] is the one
+//! table that says how an error of the block layer is told to each kind of client.
+
+pub mod errno;
+pub mod nbd;
