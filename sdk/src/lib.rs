@@ -14,10 +14,12 @@
 //! Invariant: a plugin says *where* bytes are; it never moves payload. All it
 //! can reach are the files behind [`Files`] and [`Txn`].
 
-#![forbid(unsafe_code)]
+#![cfg_attr(not(target_arch = "wasm32"), forbid(unsafe_code))]
+#![cfg_attr(target_arch = "wasm32", deny(unsafe_code))]
 
 mod context;
 mod error;
+mod export;
 mod format;
 mod read;
 #[cfg(feature = "testing")]

@@ -1,0 +1,71 @@
+//! Makes the bundled plugins: compiles the workspace `plugins/` for wasm32,
+//! turns every member into a component, and writes the table that `lib.rs`
+//! includes.
+
+use anyhow::{Context, Result};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+#[path = "src/component.rs"]
+mod component;
+#[path = "src/toolchain.rs"]
+mod toolchain;
+
+/// What the bundled components depend on, seen from this folder.
+const SOURCES: [&str; 6] = [
+    "../Cargo.toml",
+    "../Cargo.lock",
+    "../../wit",
+    "../../sdk/Cargo.toml",
+    "../../sdk/src",
+    "src",
+];
+
+fn main() -> Result<()> {
+    let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("cargo names the crate")?);
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo names OUT_DIR")?);
+    let target_dir = shared_target_dir(&out);
+    println!("cargo::rustc-env=OUTPORT_PLUGIN_TARGET_DIR={}", target_dir.display());
+
+    let mut watched: Vec<PathBuf> = SOURCES.iter().map(|path| here.join(path)).collect();
+    let mut table = String::from("&[\n");
+    let wanted = env::var_os("CARGO_FEATURE_BUNDLED").is_some();
+    let plugins = if wanted { component::build(&here.join(".."), &target_dir)? } else { Vec::new() };
+    for plugin in plugins {
+        let file = out.join(format!("{}.wasm", plugin.name));
+        fs::write(&file, &plugin.component)
+            .with_context(|| format!("Cannot write {}", file.display()))?;
+        let compiled = out.join(format!("{}.compiled", plugin.name));
+        fs::write(&compiled, precompile(&plugin.component)?)
+            .with_context(|| format!("Cannot write {}", compiled.display()))?;
+        writeln!(
+            table,
+            "    Bundled {{ name: {:?}, wasm: include_bytes!({file:?}), \
+             compiled: include_bytes!({compiled:?}) }},",
+            plugin.name
+        )?;
+        watched.push(plugin.folder.join("Cargo.toml"));
+        watched.push(plugin.folder.join("src"));
+    }
+    table.push_str("]\n");
+    fs::write(out.join("bundled.rs"), table).context("Cannot write bundled.rs")?;
+    for path in watched {
+        println!("cargo::rerun-if-changed={}", path.display());
+    }
+    Ok(())
+}
+
+/// Native code for `component`, made by the wasmtime that the daemon links;
+/// empty: the daemon compiles it when it loads it.
+fn precompile(component: &[u8]) -> Result<Vec<u8>> {
+    let _ = component;
+    Ok(Vec::new())
+}
+
+/// `target/plugins`, shared by all profiles: the inner build has only one, and
+/// its standard library takes a minute.
+fn shared_target_dir(out: &Path) -> PathBuf {
+    let target = out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists());
+    target.unwrap_or(out).join("plugins")
+}

@@ -1,0 +1,69 @@
+//! The macros that turn a format into a component. On a native target they
+//! expand to nothing, so that one source is tested and shipped.
+
+/// Make the component of a read-only format (world `format-ro`):
+/// `outport_sdk::export_format_ro!(Simg);`
+#[cfg(target_arch = "wasm32")]
+#[macro_export]
+macro_rules! export_format_ro {
+    ($format:ty) => {
+        $crate::export_fragments!(ReadOnly<$format>, reader);
+    };
+}
+
+/// Make the component of a writable format (world `format`).
+#[cfg(target_arch = "wasm32")]
+#[macro_export]
+macro_rules! export_format {
+    ($format:ty) => {
+        $crate::export_fragments!(Writable<$format>, reader, writer);
+    };
+}
+
+/// Make the component of a format that can also create images (world
+/// `format-full`).
+#[cfg(target_arch = "wasm32")]
+#[macro_export]
+macro_rules! export_format_full {
+    ($format:ty) => {
+        $crate::export_fragments!(Writable<$format>, reader, writer, creator);
+    };
+}
+
+/// A world is one adapter exported through some fragments of the contract.
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! export_fragments {
+    ($adapter:ident<$format:ty>, $($fragment:ident),+) => {
+        const _: () = {
+            type Exported = $crate::wasm::$adapter<$format>;
+            $($crate::wasm::bindings::$fragment::export!(
+                Exported with_types_in $crate::wasm::bindings::$fragment
+            );)+
+        };
+    };
+}
+
+/// Make the component of a read-only format (world `format-ro`):
+/// `outport_sdk::export_format_ro!(Simg);`
+#[cfg(not(target_arch = "wasm32"))]
+#[macro_export]
+macro_rules! export_format_ro {
+    ($format:ty) => {};
+}
+
+/// Make the component of a writable format (world `format`).
+#[cfg(not(target_arch = "wasm32"))]
+#[macro_export]
+macro_rules! export_format {
+    ($format:ty) => {};
+}
+
+/// Make the component of a format that can also create images (world
+/// `format-full`).
+#[cfg(not(target_arch = "wasm32"))]
+#[macro_export]
+macro_rules! export_format_full {
+    ($format:ty) => {};
+}
