@@ -12,13 +12,12 @@
 //! read cannot make it grow; at most [`OPTION_DATA_MAX`] bytes of input are held; one option is
 //! answered at a time, in order. NBD proto: "Fixed newstyle negotiation", "Option haggling".
 
+mod actions;
 mod answers;
 
 use super::exports::{ExportInfo, Exports, Lookup, Purpose};
 use super::limits::{OPTION_DATA_MAX, OPTIONS_MAX, SKIPPED_BYTES_MAX};
-use super::options::{
-    ContextQuery, InfoQuery, InfoWants, OptionId, RepErr, parse_name, push_ack, push_error,
-};
+use super::options::{InfoWants, OptionId, RepErr};
 use super::reply::ReplyMode;
 use super::session::Session;
 use super::wire::{ClientFlags, GREETING_MAGIC, HandshakeFlags, OPTION_MAGIC, STRING_MAX};
@@ -438,94 +437,6 @@ impl Haggle {
 
     fn tls_required(&self) -> bool {
         self.config.tls == TlsMode::Forced && !self.tls_up
-    }
-
-    // === Acting ===
-
-    fn refuse(&mut self, option: OptionId, error: RepErr, text: Text) {
-        let id = option.0;
-        let text = match text {
-            Text::NotBeforeTls => format!("Option 0x{id:x} not permitted before TLS"),
-            Text::NoData => format!("option {id} should have zero length"),
-            Text::TooBig => format!("option {id} has more data than this server reads"),
-            Text::Unsupported => format!("Unsupported option {id}"),
-        };
-        push_error(&mut self.out, option, error, &text);
-    }
-
-    /// Carries out an option that has no data, or none that matters.
-    fn act(&mut self, option: OptionId) {
-        match option {
-            OptionId::ABORT => {
-                push_ack(&mut self.out, option);
-                self.phase = Phase::Over(Disconnect::Aborted);
-            }
-            OptionId::LIST => self.phase = Phase::Listing,
-            OptionId::STARTTLS => self.start_tls(),
-            OptionId::STRUCTURED_REPLY => {
-                if self.mode == ReplyMode::Extended {
-                    let text = "extended headers are negotiated already";
-                    push_error(&mut self.out, option, RepErr::ExtHeaderReqd, text);
-                } else {
-                    self.mode = ReplyMode::Structured;
-                    push_ack(&mut self.out, option);
-                }
-            }
-            OptionId::EXTENDED_HEADERS => {
-                self.mode = ReplyMode::Extended;
-                push_ack(&mut self.out, option);
-            }
-            // Not reached: every other option is refused or has data.
-            _ => self.refuse(option, RepErr::Unsup, Text::Unsupported),
-        }
-    }
-
-    fn start_tls(&mut self) {
-        let option = OptionId::STARTTLS;
-        if self.tls_up {
-            push_error(
-                &mut self.out,
-                option,
-                RepErr::Invalid,
-                "TLS is established already",
-            );
-        } else if self.config.tls == TlsMode::None {
-            push_error(&mut self.out, option, RepErr::Policy, "TLS not configured");
-        } else {
-            // CVE-2021-3716: nothing that was said in the clear counts any more.
-            self.mode = ReplyMode::Simple;
-            self.contexts = None;
-            push_ack(&mut self.out, option);
-            self.phase = Phase::StartTls;
-        }
-    }
-
-    /// Parses an option's data and asks for the export that it names.
-    fn act_on_data(&mut self, option: OptionId, data: &[u8]) {
-        let parsed = match option {
-            OptionId::EXPORT_NAME => match parse_name(data) {
-                Ok(name) => Ok((name, Asked::ExportName)),
-                Err(bad) => {
-                    self.phase = Phase::Over(Disconnect::ExportName(bad.text));
-                    return;
-                }
-            },
-            OptionId::INFO | OptionId::GO => {
-                InfoQuery::parse(data).map(|query| (query.name, Asked::Info(query.wants)))
-            }
-            _ if self.mode == ReplyMode::Simple => {
-                let text = "Metadata contexts need structured replies";
-                push_error(&mut self.out, option, RepErr::Invalid, text);
-                return;
-            }
-            _ => {
-                ContextQuery::parse(data).map(|query| (query.name, Asked::Contexts(query.queries)))
-            }
-        };
-        match parsed {
-            Ok((name, kind)) => self.phase = Phase::Asking(Question { option, name, kind }),
-            Err(bad) => push_error(&mut self.out, option, bad.error, bad.text),
-        }
     }
 
     /// Whether this export is out of reach until the client starts TLS.

@@ -1,8 +1,10 @@
 //! Which requests are allowed, and what the others are told.
 
 use super::*;
+use crate::errno::Errno;
 use crate::nbd::exports::{BlockSizes, ExportFlags};
 use crate::nbd::haggle::testing::disk;
+use crate::nbd::limits::SWALLOW_MAX;
 use crate::nbd::wire::CommandFlags as F;
 
 const SIZE: u64 = 1 << 20;
