@@ -245,7 +245,7 @@ impl ExportInfo {
                 self.flags = super::be16(body, 8);
             }
             info::BLOCK_SIZE => {
-                self.block_sizes = Some((be32(body, 0), be32(body, 4), be32(body, 8)))
+                self.block_sizes = Some((be32(body, 0), be32(body, 4), be32(body, 8)));
             }
             info::NAME => self.name = text(),
             info::DESCRIPTION => self.description = text(),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
@@ -21,6 +21,13 @@ pub enum Address {
 }
 
 impl Address {
+    /// A TCP port of the address that nobody uses now; an error where the address family is off.
+    pub fn free_tcp(ip: impl Into<IpAddr>) -> io::Result<Self> {
+        TcpListener::bind(SocketAddr::new(ip.into(), 0))?
+            .local_addr()
+            .map(Self::Tcp)
+    }
+
     /// The NBD URI of `export` here, as libnbd, nbdcopy and QEMU read it.
     pub fn uri(&self, export: &str) -> String {
         match self {
