@@ -4,9 +4,18 @@
 //! picture; each module says what it owns, which thread runs it and what stays
 //! true.
 
+pub mod engine;
 mod errno;
+pub mod error;
+pub mod file;
 pub mod format;
+pub mod gate;
 mod range;
+#[cfg(any(test, feature = "testing"))]
+pub mod trace;
 
+pub use engine::buffer::Buf;
+pub use engine::{Aio, IoThread};
 pub use errno::{Errno, strerror};
+pub use error::{Error, ErrorKind, Result};
 pub use range::ByteRange;

@@ -1,0 +1,270 @@
+//! Buffers that the kernel may fill while nobody in the process looks at them.
+//!
+//! A [`Buf`] is handed to an operation by value and comes back when it is done,
+//! so while an operation runs no safe code holds the bytes. The operation holds
+//! an [`IoMem`], which keeps the memory alive even if the future that waited
+//! for it is dropped.
+//!
+//! Invariant: an `IoMem` is made only inside this crate, from a buffer that its
+//! maker owns and gives back after completion.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Alignment of every buffer: enough for `O_DIRECT` on any device with blocks
+/// up to 4 KiB, which is what Linux supports for file systems' direct I/O.
+pub const BUFFER_ALIGN: usize = 4096;
+
+/// The memory of one buffer.
+#[derive(Debug)]
+struct Mem {
+    ptr: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: `Mem` is plain memory; who may touch it when is governed by the
+// ownership rules in the module documentation, not by the thread it is on.
+unsafe impl Send for Mem {}
+// SAFETY: as above; shared references give out only a raw pointer.
+unsafe impl Sync for Mem {}
+
+impl Drop for Mem {
+    fn drop(&mut self) {
+        // SAFETY: `ptr` came from `alloc` with exactly this layout.
+        unsafe { dealloc(self.ptr.as_ptr(), self.layout) }
+    }
+}
+
+/// An owned, page-aligned buffer.
+#[derive(Debug)]
+pub struct Buf {
+    mem: Arc<Mem>,
+    len: usize,
+}
+
+impl Buf {
+    /// A zero-filled buffer of `len` bytes.
+    #[must_use]
+    pub fn zeroed(len: usize) -> Self {
+        let size = len.max(1).next_multiple_of(BUFFER_ALIGN);
+        let layout = Layout::from_size_align(size, BUFFER_ALIGN)
+            .expect("a buffer length is bounded far below isize::MAX");
+        // SAFETY: the layout's size is not zero.
+        let raw = unsafe { alloc(layout) };
+        let Some(ptr) = NonNull::new(raw) else { handle_alloc_error(layout) };
+        // SAFETY: `ptr` owns `size` freshly allocated bytes.
+        unsafe { ptr.as_ptr().write_bytes(0, size) };
+        Self { mem: Arc::new(Mem { ptr, layout }), len }
+    }
+
+    /// A buffer with these bytes.
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Self {
+        let mut buf = Self::zeroed(bytes.len());
+        buf.as_mut_slice().copy_from_slice(bytes);
+        buf
+    }
+
+    /// Number of bytes.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No bytes?
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: `len` initialised bytes; no operation runs on a buffer that
+        // safe code can reach (module documentation).
+        unsafe { std::slice::from_raw_parts(self.mem.ptr.as_ptr(), self.len) }
+    }
+
+    /// The bytes, to change them.
+    #[must_use]
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as in `as_slice`, and `&mut self` excludes other readers.
+        unsafe { std::slice::from_raw_parts_mut(self.mem.ptr.as_ptr(), self.len) }
+    }
+
+    /// Shorten to `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// All bytes, for an operation.
+    pub(crate) fn io(&self) -> IoMem {
+        self.io_part(0, self.len)
+    }
+
+    /// `len` bytes from `at`, for an operation.
+    pub(crate) fn io_part(&self, at: usize, len: usize) -> IoMem {
+        assert!(at <= self.len && len <= self.len - at, "operation inside its buffer");
+        let piece = Piece { ptr: self.mem.ptr.as_ptr().wrapping_add(at), len };
+        IoMem { pieces: Pieces::One(piece), keep: vec![self.mem.clone()] }
+    }
+}
+
+/// Contiguous memory.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    ptr: *mut u8,
+    len: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Pieces {
+    One(Piece),
+    Many(Vec<Piece>),
+}
+
+/// Memory of an operation in flight: pieces, and what keeps them alive.
+#[derive(Clone, Debug)]
+pub(crate) struct IoMem {
+    pieces: Pieces,
+    keep: Vec<Arc<Mem>>,
+}
+
+// SAFETY: the pointers stay valid through `keep`, wherever the value is.
+unsafe impl Send for IoMem {}
+// SAFETY: shared references only copy pointers out.
+unsafe impl Sync for IoMem {}
+
+impl IoMem {
+    /// Several memories one after another.
+    pub(crate) fn join(parts: impl IntoIterator<Item = Self>) -> Self {
+        let mut pieces = Vec::new();
+        let mut keep = Vec::new();
+        for part in parts {
+            match part.pieces {
+                Pieces::One(p) => pieces.push(p),
+                Pieces::Many(ps) => pieces.extend(ps),
+            }
+            keep.extend(part.keep);
+        }
+        pieces.retain(|p| p.len > 0);
+        Self { pieces: Pieces::Many(pieces), keep }
+    }
+
+    fn as_pieces(&self) -> &[Piece] {
+        match &self.pieces {
+            Pieces::One(p) => std::slice::from_ref(p),
+            Pieces::Many(ps) => ps,
+        }
+    }
+
+    /// Bytes in all pieces.
+    pub(crate) fn len(&self) -> usize {
+        self.as_pieces().iter().map(|p| p.len).sum()
+    }
+
+    /// `len` bytes from `at`.
+    pub(crate) fn part(&self, at: usize, len: usize) -> Self {
+        let mut skip = at;
+        let mut left = len;
+        let mut out = Vec::new();
+        for p in self.as_pieces() {
+            if skip >= p.len {
+                skip -= p.len;
+                continue;
+            }
+            let take = (p.len - skip).min(left);
+            if take == 0 {
+                break;
+            }
+            out.push(Piece { ptr: p.ptr.wrapping_add(skip), len: take });
+            left -= take;
+            skip = 0;
+        }
+        assert!(left == 0, "operation inside its buffer");
+        let pieces = match out.as_slice() {
+            [one] => Pieces::One(*one),
+            _ => Pieces::Many(out),
+        };
+        Self { pieces, keep: self.keep.clone() }
+    }
+
+    /// As the kernel wants it.
+    pub(crate) fn iovecs(&self) -> Vec<libc::iovec> {
+        self.as_pieces()
+            .iter()
+            .map(|p| libc::iovec { iov_base: p.ptr.cast(), iov_len: p.len })
+            .collect()
+    }
+
+    /// The only piece, if there is one: no iovec is needed then.
+    pub(crate) fn single(&self) -> Option<(*mut u8, usize)> {
+        match self.as_pieces() {
+            [p] => Some((p.ptr, p.len)),
+            _ => None,
+        }
+    }
+
+    /// Aligned for direct I/O in blocks of `align` bytes?
+    pub(crate) fn is_aligned(&self, align: usize) -> bool {
+        self.as_pieces().iter().all(|p| p.ptr.addr() % align == 0 && p.len % align == 0)
+    }
+
+    /// Zero everything. The caller owns the memory's content at this time.
+    pub(crate) fn fill_zero(&self) {
+        for p in self.as_pieces() {
+            // SAFETY: the piece is alive through `keep`, and its owner called
+            // us while no operation runs on it.
+            unsafe { p.ptr.write_bytes(0, p.len) };
+        }
+    }
+
+    /// Copy in; `src` has exactly [`IoMem::len`] bytes.
+    pub(crate) fn copy_from(&self, mut src: &[u8]) {
+        for p in self.as_pieces() {
+            let (head, tail) = src.split_at(p.len);
+            // SAFETY: as in `fill_zero`; `head` has `p.len` bytes and does not
+            // overlap a buffer that is owned by someone else.
+            unsafe { p.ptr.copy_from_nonoverlapping(head.as_ptr(), p.len) };
+            src = tail;
+        }
+    }
+
+    /// Copy out.
+    pub(crate) fn copy_to(&self, dst: &mut [u8]) {
+        let mut at = 0;
+        for p in self.as_pieces() {
+            // SAFETY: as above, reading.
+            let src = unsafe { std::slice::from_raw_parts(p.ptr, p.len) };
+            dst[at..at + p.len].copy_from_slice(src);
+            at += p.len;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_zeroed() {
+        let b = Buf::zeroed(10);
+        assert_eq!(b.as_slice(), &[0; 10]);
+        assert!(b.io_part(0, 0).is_aligned(BUFFER_ALIGN));
+    }
+
+    #[test]
+    fn joined_memory_is_sliced_across_pieces() {
+        let a = Buf::from_slice(b"hello ");
+        let b = Buf::from_slice(b"world");
+        let joined = IoMem::join([a.io(), b.io()]);
+        assert_eq!(joined.len(), 11);
+        let mut out = [0; 5];
+        joined.part(4, 5).copy_to(&mut out);
+        assert_eq!(&out, b"o wor");
+        joined.part(5, 2).copy_from(b"-W");
+        assert_eq!(a.as_slice(), b"hello-");
+        assert_eq!(b.as_slice(), b"World");
+    }
+}

@@ -1,0 +1,229 @@
+//! An iothread: one OS thread with a single-threaded runtime and a ring.
+//!
+//! Control hands work over with [`IoThread::spawn`]; nothing else crosses. The
+//! thread ends when the last handle is gone and its tasks were dropped.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::LocalSet;
+
+use super::op::{Completion, Op, OpFuture};
+use super::pool;
+use super::uring::Ring;
+
+type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
+type Job = Box<dyn FnOnce() -> LocalFuture + Send>;
+
+struct Local {
+    ring: Rc<RefCell<Ring>>,
+    /// Wakes the submitter task of this thread.
+    submit: Rc<Notify>,
+}
+
+thread_local! {
+    static LOCAL: RefCell<Option<Local>> = const { RefCell::new(None) };
+}
+
+/// Which engine a file asked for (`aio` of the file driver).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aio {
+    /// Blocking calls on the pool.
+    Threads,
+    /// QEMU's Linux AIO: needs `cache.direct=on`; served by the ring.
+    Native,
+    /// The ring.
+    #[default]
+    IoUring,
+}
+
+/// Start an operation now; the future only waits for it.
+pub(crate) fn submit(op: Op, aio: Aio) -> OpFuture {
+    let (future, done) = OpFuture::new();
+    if aio == Aio::Threads {
+        pool::pool().submit(op, done);
+        return future;
+    }
+    if let Some((op, done)) = submit_ring(op, done) {
+        pool::pool().submit(op, done);
+    }
+    future
+}
+
+/// Queue on this thread's ring; gives the operation back where there is none.
+fn submit_ring(op: Op, done: Completion) -> Option<(Op, Completion)> {
+    LOCAL.with_borrow(|local| match local {
+        Some(local) => {
+            let mut ring = local.ring.borrow_mut();
+            if !ring.needs_submit() {
+                local.submit.notify_one();
+            }
+            ring.push(op, done);
+            None
+        }
+        None => Some((op, done)),
+    })
+}
+
+/// A handle to an iothread. Clones share the thread.
+#[derive(Clone, Debug)]
+pub struct IoThread {
+    name: Arc<str>,
+    jobs: mpsc::UnboundedSender<Job>,
+}
+
+impl IoThread {
+    /// Start the thread. `name` is the object id.
+    ///
+    /// # Errors
+    /// The operating system refused a thread.
+    pub fn start(name: &str) -> io::Result<Self> {
+        let (jobs, queue) = mpsc::unbounded_channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new()
+            .name(format!("io-{name}").chars().take(15).collect())
+            .spawn(move || run(&runtime, queue))?;
+        Ok(Self { name: Arc::from(name), jobs })
+    }
+
+    /// The object id.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Run a future on the thread. `make` runs there, so the future itself
+    /// need not be `Send`.
+    pub fn spawn<F, Fut>(&self, make: F)
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + 'static,
+    {
+        // The thread lives as long as a handle does, and `self` is one.
+        let _ = self.jobs.send(Box::new(move || Box::pin(make())));
+    }
+
+    /// Run a future on the thread and wait for its result.
+    ///
+    /// Returns `None` only if the thread died, which it does not.
+    pub async fn run<F, Fut, T>(&self, make: F) -> Option<T>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = T> + 'static,
+        T: Send + 'static,
+    {
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        self.spawn(move || async move {
+            let _ = tx.send(make().await);
+        });
+        rx.await.ok()
+    }
+}
+
+fn run(runtime: &tokio::runtime::Runtime, mut queue: mpsc::UnboundedReceiver<Job>) {
+    let set = LocalSet::new();
+    set.block_on(runtime, async move {
+        start_ring();
+        while let Some(job) = queue.recv().await {
+            tokio::task::spawn_local(job());
+        }
+    });
+    drop(set);
+    LOCAL.with_borrow_mut(Option::take);
+}
+
+struct RingFd(RawFd);
+
+impl AsRawFd for RingFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+/// Give this thread a ring, or say once why there is none.
+fn start_ring() {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    let ring = match Ring::new() {
+        Ok(ring) => ring,
+        Err(e) => {
+            if !SAID.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    reason = %e,
+                    "io_uring is not available, requests that must wait use a thread pool"
+                );
+            }
+            return;
+        }
+    };
+    let Ok(fd) = AsyncFd::with_interest(RingFd(ring.raw_fd()), tokio::io::Interest::READABLE)
+    else {
+        return;
+    };
+    let ring = Rc::new(RefCell::new(ring));
+    let submit = Rc::new(Notify::new());
+    tokio::task::spawn_local(submitter(ring.clone(), submit.clone()));
+    tokio::task::spawn_local(reaper(ring.clone(), fd));
+    LOCAL.with_borrow_mut(|local| *local = Some(Local { ring, submit }));
+}
+
+/// Woken by the first operation of a turn; runs after the tasks that are
+/// already queued, so one `io_uring_enter` carries the whole turn.
+async fn submitter(ring: Rc<RefCell<Ring>>, wake: Rc<Notify>) {
+    loop {
+        wake.notified().await;
+        ring.borrow_mut().turn();
+    }
+}
+
+async fn reaper(ring: Rc<RefCell<Ring>>, fd: AsyncFd<RingFd>) {
+    loop {
+        let Ok(mut ready) = fd.readable().await else { return };
+        ready.clear_ready();
+        ring.borrow_mut().turn();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::super::buffer::Buf;
+    use super::super::op::OpKind;
+    use super::*;
+
+    #[tokio::test]
+    async fn ring_reads_what_the_file_holds() {
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 8192], 0).unwrap();
+        let fd = Arc::new(OwnedFd::from(file));
+        for aio in [Aio::IoUring, Aio::Threads] {
+            let fd = fd.clone();
+            let thread = IoThread::start("t").unwrap();
+            let sum = thread
+                .run(move || async move {
+                    let bufs: Vec<_> = (0..700).map(|_| Buf::zeroed(4096)).collect();
+                    let ops: Vec<_> = bufs
+                        .iter()
+                        .map(|b| {
+                            let kind = OpKind::Read(b.io());
+                            submit(Op { fd: fd.clone(), offset: 4096, kind }, aio)
+                        })
+                        .collect();
+                    for op in ops {
+                        assert_eq!(op.await, 4096);
+                    }
+                    bufs.iter().map(|b| u64::from(b.as_slice()[4095])).sum::<u64>()
+                })
+                .await;
+            assert_eq!(sum, Some(4900));
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The engine: iothreads, their rings, the thread pool, and buffers.
+//!
+//! Data plane. A file operation that can be answered from the page cache never
+//! comes here (`file` does it inline); what must wait is queued on the calling
+//! iothread's ring, or on the pool. All `unsafe` of the block layer is in this
+//! folder.
+
+pub mod buffer;
+mod iothread;
+mod op;
+mod pool;
+pub(crate) mod syscalls;
+mod uring;
+
+pub use iothread::{Aio, IoThread};
+pub(crate) use iothread::submit;
+pub(crate) use op::{Op, OpFuture, OpKind};

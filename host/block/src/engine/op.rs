@@ -1,0 +1,124 @@
+//! One kernel operation: what it does, and the future of its result.
+//!
+//! The same [`Op`] runs on the ring or on the pool; the result is delivered
+//! through a cell that both sides share, so that the waiting future may be
+//! dropped at any time.
+
+use std::future::Future;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use super::buffer::IoMem;
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub(crate) enum OpKind {
+    /// Read into the memory.
+    Read(IoMem),
+    /// Write the memory; `dsync`: durable when done.
+    Write(IoMem, bool),
+    /// fdatasync(2).
+    Datasync,
+    /// fallocate(2) of `len` bytes.
+    Fallocate { mode: i32, len: u64 },
+}
+
+/// One operation on one file.
+#[derive(Clone, Debug)]
+pub(crate) struct Op {
+    pub(crate) fd: Arc<OwnedFd>,
+    pub(crate) offset: u64,
+    pub(crate) kind: OpKind,
+}
+
+impl Op {
+    /// Do it now, on this thread. Bytes transferred or `-errno`.
+    pub(crate) fn run_blocking(&self) -> i32 {
+        let fd = self.fd.as_raw_fd();
+        // Offsets come from `ByteRange`, whose end fits `off_t`.
+        let offset = self.offset as libc::off_t;
+        loop {
+            let done = match &self.kind {
+                OpKind::Read(mem) => {
+                    let iov = mem.iovecs();
+                    // SAFETY: the iovecs point into memory kept alive by `mem`,
+                    // which the operation owns until its result is delivered.
+                    unsafe { libc::preadv(fd, iov.as_ptr(), iov.len() as i32, offset) }
+                }
+                OpKind::Write(mem, dsync) => {
+                    let iov = mem.iovecs();
+                    let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
+                    // SAFETY: as above.
+                    unsafe { libc::pwritev2(fd, iov.as_ptr(), iov.len() as i32, offset, flags) }
+                }
+                // SAFETY: no memory is involved.
+                OpKind::Datasync => unsafe { libc::fdatasync(fd) as isize },
+                OpKind::Fallocate { mode, len } => {
+                    // SAFETY: no memory is involved.
+                    unsafe { libc::fallocate(fd, *mode, offset, *len as libc::off_t) as isize }
+                }
+            };
+            if done >= 0 {
+                return i32::try_from(done).unwrap_or(i32::MAX);
+            }
+            let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+            if errno != libc::EINTR {
+                return -errno;
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    result: Option<i32>,
+    waker: Option<Waker>,
+}
+
+/// Where a result is put.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Completion(Arc<Mutex<Slot>>);
+
+impl Completion {
+    /// Deliver; wakes whoever waits.
+    pub(crate) fn set(&self, result: i32) {
+        let waker = {
+            let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.result = Some(result);
+            slot.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// The result of an operation: `-errno`, or bytes transferred.
+#[derive(Debug)]
+pub(crate) struct OpFuture(Completion);
+
+impl OpFuture {
+    /// A future and the cell that completes it.
+    pub(crate) fn new() -> (Self, Completion) {
+        let cell = Completion::default();
+        (Self(cell.clone()), cell)
+    }
+}
+
+impl Future for OpFuture {
+    type Output = i32;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<i32> {
+        let mut slot = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(result) = slot.result {
+            return Poll::Ready(result);
+        }
+        match &slot.waker {
+            Some(w) if w.will_wake(cx.waker()) => {}
+            _ => slot.waker = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,111 @@
+//! System calls that no safe wrapper offers: OFD byte locks and page-cache
+//! residency. Stateless; any thread.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Which lock to take on one byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LockKind {
+    /// Shared (read) lock.
+    Shared,
+    /// Give it up.
+    Unlock,
+}
+
+fn flock(kind: libc::c_int, at: u64) -> libc::flock {
+    // SAFETY: `flock` is plain data for which all zeroes is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = at as libc::off_t;
+    lock.l_len = 1;
+    lock
+}
+
+/// Lock or unlock the byte `at` for this open file description, without
+/// waiting.
+pub(crate) fn lock_byte(fd: BorrowedFd<'_>, at: u64, kind: LockKind) -> io::Result<()> {
+    let kind = match kind {
+        LockKind::Shared => libc::F_RDLCK,
+        LockKind::Unlock => libc::F_UNLCK,
+    };
+    let lock = flock(kind, at);
+    // SAFETY: `lock` is a valid `struct flock` for the time of the call.
+    let r = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if r == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Does another open file description hold a lock on the byte `at`?
+pub(crate) fn is_locked_by_other(fd: BorrowedFd<'_>, at: u64) -> io::Result<bool> {
+    let mut lock = flock(libc::F_WRLCK, at);
+    // SAFETY: `lock` is a valid `struct flock` that the kernel may fill.
+    let r = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
+    if r == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+#[repr(C)]
+struct CachestatRange {
+    off: u64,
+    len: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Cachestat {
+    nr_cache: u64,
+    nr_dirty: u64,
+    nr_writeback: u64,
+    nr_evicted: u64,
+    nr_recently_evicted: u64,
+}
+
+/// Linux 6.5; the same number on every architecture.
+const SYS_CACHESTAT: libc::c_long = 451;
+
+/// Is every page of the range in the page cache? `None`: the kernel cannot say.
+pub(crate) fn is_resident(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Option<bool> {
+    const PAGE: u64 = 4096;
+    let first = offset / PAGE;
+    let last = (offset + len).div_ceil(PAGE);
+    let range = CachestatRange { off: first * PAGE, len: (last - first) * PAGE };
+    let mut stat = Cachestat::default();
+    // SAFETY: both structures have the kernel's layout and live through the
+    // call; an unknown system call fails with ENOSYS.
+    let r = unsafe {
+        libc::syscall(SYS_CACHESTAT, fd.as_raw_fd(), &raw const range, &raw mut stat, 0)
+    };
+    (r == 0).then(|| stat.nr_cache >= last - first)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn locks_conflict_between_descriptions_only() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let a = std::fs::File::open(file.path()).unwrap();
+        let b = std::fs::File::open(file.path()).unwrap();
+        lock_byte(a.as_fd(), 101, LockKind::Shared).unwrap();
+        assert!(is_locked_by_other(b.as_fd(), 101).unwrap());
+        assert!(!is_locked_by_other(a.as_fd(), 101).unwrap());
+        lock_byte(a.as_fd(), 101, LockKind::Unlock).unwrap();
+        assert!(!is_locked_by_other(b.as_fd(), 101).unwrap());
+    }
+
+    #[test]
+    fn freshly_written_pages_are_resident() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 10_000]).unwrap();
+        if let Some(resident) = is_resident(file.as_fd(), 1, 9_000) {
+            assert!(resident);
+        }
+    }
+}

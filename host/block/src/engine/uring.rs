@@ -1,0 +1,192 @@
+//! An iothread's io_uring.
+//!
+//! Owned by one iothread and used only there. Operations are queued while the
+//! loop runs tasks and submitted once per turn by the submitter task; the
+//! reaper task wakes when the ring's descriptor is readable.
+//!
+//! Invariant: an operation's file and memory live in `inflight` from submission
+//! until its completion was reaped, whatever happened to the waiting future.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use io_uring::{IoUring, opcode, types};
+use slab::Slab;
+
+use super::op::{Completion, Op, OpKind};
+
+/// Submission queue entries: a turn rarely queues more, and more is only a
+/// second `io_uring_enter`. The completion queue is twice as large, and
+/// `inflight` is kept below it, so it never overflows.
+const ENTRIES: u32 = 256;
+
+/// Operations in the kernel at one time; others wait in `backlog`.
+const INFLIGHT_MAX: usize = ENTRIES as usize * 2;
+
+struct InFlight {
+    done: Completion,
+    /// Keeps descriptor and memory alive.
+    op: Op,
+    /// Keeps the iovec array alive until the kernel copied it.
+    _iovecs: Vec<libc::iovec>,
+}
+
+// SAFETY: the iovecs are copies of pointers in `op`, which may move between
+// threads; the value itself stays on its iothread.
+unsafe impl Send for InFlight {}
+
+/// The ring and what is in it.
+pub(crate) struct Ring {
+    ring: IoUring,
+    inflight: Slab<InFlight>,
+    backlog: VecDeque<(Op, Completion)>,
+    queued: usize,
+}
+
+impl Ring {
+    /// A new ring; an error says that the kernel or its policy refuses one.
+    pub(crate) fn new() -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_coop_taskrun()
+            .setup_single_issuer()
+            .build(ENTRIES)
+            .or_else(|_| IoUring::new(ENTRIES))?;
+        Ok(Self { ring, inflight: Slab::new(), backlog: VecDeque::new(), queued: 0 })
+    }
+
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+
+    /// Queue an operation; [`Ring::submit`] hands it to the kernel.
+    pub(crate) fn push(&mut self, op: Op, done: Completion) {
+        if self.inflight.len() >= INFLIGHT_MAX {
+            self.backlog.push_back((op, done));
+            return;
+        }
+        let fd = types::Fd(op.fd.as_raw_fd());
+        let mut iovecs = Vec::new();
+        let entry = match &op.kind {
+            OpKind::Read(mem) => match mem.single() {
+                Some((ptr, len)) => {
+                    opcode::Read::new(fd, ptr, len as u32).offset(op.offset).build()
+                }
+                None => {
+                    iovecs = mem.iovecs();
+                    opcode::Readv::new(fd, iovecs.as_ptr(), iovecs.len() as u32)
+                        .offset(op.offset)
+                        .build()
+                }
+            },
+            OpKind::Write(mem, dsync) => {
+                let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
+                match mem.single() {
+                    Some((ptr, len)) => opcode::Write::new(fd, ptr, len as u32)
+                        .offset(op.offset)
+                        .rw_flags(flags)
+                        .build(),
+                    None => {
+                        iovecs = mem.iovecs();
+                        opcode::Writev::new(fd, iovecs.as_ptr(), iovecs.len() as u32)
+                            .offset(op.offset)
+                            .rw_flags(flags)
+                            .build()
+                    }
+                }
+            }
+            OpKind::Datasync => {
+                opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
+            }
+            OpKind::Fallocate { mode, len } => {
+                opcode::Fallocate::new(fd, *len).offset(op.offset).mode(*mode).build()
+            }
+        };
+        let key = self.inflight.insert(InFlight { done, op, _iovecs: iovecs });
+        let entry = entry.user_data(key as u64);
+        loop {
+            // SAFETY: descriptor, memory and iovecs of the entry are owned by
+            // `inflight[key]` until its completion is reaped.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                self.queued += 1;
+                return;
+            }
+            self.submit();
+        }
+    }
+
+    /// Hand everything queued to the kernel.
+    pub(crate) fn submit(&mut self) {
+        while self.queued > 0 {
+            match self.ring.submit() {
+                Ok(n) => {
+                    self.queued -= n.min(self.queued);
+                    if n == 0 {
+                        break;
+                    }
+                }
+                Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
+                // EBUSY/EAGAIN: completions must be reaped first.
+                Err(_) => {
+                    self.reap();
+                    if self.inflight.is_empty() {
+                        break;
+                    }
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+
+    /// Deliver what has completed; returns how many.
+    pub(crate) fn reap(&mut self) -> usize {
+        let mut reaped = 0;
+        loop {
+            let Some(cqe) = self.ring.completion().next() else { break };
+            reaped += 1;
+            if let Some(entry) = self.inflight.try_remove(cqe.user_data() as usize) {
+                entry.finish(cqe.result());
+            }
+        }
+        while self.inflight.len() < INFLIGHT_MAX {
+            let Some((op, done)) = self.backlog.pop_front() else { break };
+            self.push(op, done);
+        }
+        reaped
+    }
+
+    /// Anything queued that the kernel does not know of?
+    pub(crate) fn needs_submit(&self) -> bool {
+        self.queued > 0
+    }
+
+    /// Submit and deliver until nothing more is ready.
+    pub(crate) fn turn(&mut self) {
+        self.submit();
+        // Reaping makes room for the backlog, which must be submitted in turn.
+        while self.reap() > 0 || self.needs_submit() {
+            self.submit();
+        }
+    }
+}
+
+impl InFlight {
+    fn finish(self, result: i32) {
+        // Memory first: a waiter may take the buffer as its only owner.
+        drop(self.op);
+        self.done.set(result);
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // Memory must outlive the kernel's use of it.
+        self.submit();
+        while !self.inflight.is_empty() {
+            if self.ring.submit_and_wait(1).is_err() {
+                std::thread::yield_now();
+            }
+            self.reap();
+        }
+    }
+}
