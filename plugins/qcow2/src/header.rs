@@ -70,7 +70,6 @@ pub(crate) mod autoclear {
 /// Where the fields lie that change while an image is open.
 pub(crate) mod field {
     pub(crate) const SIZE: u64 = 24;
-    pub(crate) const L1_SIZE: u64 = 36;
     pub(crate) const REFCOUNT_TABLE: u64 = 48;
     pub(crate) const INCOMPATIBLE: u64 = 72;
     pub(crate) const AUTOCLEAR: u64 = 88;

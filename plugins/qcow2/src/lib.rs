@@ -3,9 +3,30 @@
 
 #![forbid(unsafe_code)]
 
-#[allow(dead_code, reason = "the modules that use it follow")]
+mod alloc;
+mod check;
+mod create;
+mod discard;
+mod facts;
+mod format;
 mod header;
-#[allow(dead_code, reason = "the modules that use it follow")]
+mod image;
+mod map;
+mod options;
+mod pages;
 mod refcount;
-#[allow(dead_code, reason = "the modules that use it follow")]
+mod regions;
+mod release;
+mod resize;
+mod snapshot;
 mod table;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub mod fuzzing;
+
+pub use image::Qcow2;
+
+#[cfg(target_arch = "wasm32")]
+outport_sdk::export_format_full!(Qcow2);

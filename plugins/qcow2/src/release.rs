@@ -1,0 +1,256 @@
+//! References that end.
+//!
+//! A cluster that loses its last reference is freed in the transaction; its
+//! refcount goes down when the host gives it back ([`Qcow2::reclaim_ranges`]).
+//! One that others still refer to must not be freed, and still its count may go
+//! down only when the mapping is durable. Such counts wait for a *ticket*: a
+//! cluster freed by the same call, whose return says just that. If the call
+//! frees none, it takes one cluster and frees it at once.
+
+use std::collections::{BTreeMap, HashSet};
+
+use outport_sdk::{ByteRange, Errno, Error, LogLevel, Result, SlotRange, Stage, Txn};
+
+use crate::header::incompatible;
+use crate::image::Qcow2;
+use crate::pages::IMAGE;
+
+/// What to do when a freed cluster comes back.
+#[derive(Debug, Default)]
+struct Ticket {
+    /// Cluster, and how many references of it ended.
+    ended: Vec<(u64, u64)>,
+    /// New refcount blocks are durable too.
+    growth: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Releases {
+    /// Clusters that lost a reference in the running call.
+    staged: Vec<u64>,
+    staged_growth: bool,
+    staged_ticket: Option<(u64, Ticket)>,
+    staged_done: Vec<u64>,
+    /// By the cluster whose return they wait for.
+    tickets: BTreeMap<u64, Ticket>,
+    /// References that ended, not yet in the refcounts.
+    pending: BTreeMap<u64, u64>,
+    /// Tickets with `growth`.
+    growing: usize,
+    /// Clusters that this instance freed; only kept after a repair, which
+    /// lowered the counts of what an earlier instance freed.
+    known: Option<HashSet<u64>>,
+}
+
+impl Releases {
+    /// A run of clusters loses one reference each.
+    pub(crate) fn add(&mut self, first: u64, count: u64) {
+        self.staged.extend(first..first + count);
+    }
+
+    /// The dirty bit stays until the mapping of this call is durable.
+    pub(crate) const fn await_growth(&mut self) {
+        self.staged_growth = true;
+    }
+
+    /// The call succeeded.
+    pub(crate) fn keep(&mut self) {
+        for cluster in std::mem::take(&mut self.staged_done) {
+            let Some(ticket) = self.tickets.remove(&cluster) else {
+                continue;
+            };
+            self.growing -= usize::from(ticket.growth);
+            for (cluster, n) in ticket.ended {
+                if let Some(left) = self.pending.get_mut(&cluster) {
+                    *left = left.saturating_sub(n);
+                    if *left == 0 {
+                        self.pending.remove(&cluster);
+                    }
+                }
+            }
+        }
+        if let Some((cluster, ticket)) = self.staged_ticket.take() {
+            self.growing += usize::from(ticket.growth);
+            for &(cluster, n) in &ticket.ended {
+                *self.pending.entry(cluster).or_default() += n;
+            }
+            self.tickets.insert(cluster, ticket);
+        }
+        self.discard();
+    }
+
+    /// The call failed.
+    pub(crate) fn discard(&mut self) {
+        self.staged.clear();
+        self.staged_growth = false;
+        self.staged_ticket = None;
+        self.staged_done.clear();
+    }
+
+    /// The counts were rebuilt: what comes back from before is counted already.
+    pub(crate) fn after_repair(&mut self) {
+        self.known = Some(HashSet::new());
+    }
+
+    fn pending(&self, cluster: u64) -> u64 {
+        self.pending.get(&cluster).copied().unwrap_or(0)
+    }
+}
+
+impl Qcow2 {
+    /// The end of every call that changes something: free what lost its last
+    /// reference, and let the rest wait.
+    pub(crate) fn settle_releases(&mut self, txn: &mut dyn Txn) -> Result<()> {
+        let mut free: Vec<(u64, u64)> = Vec::new();
+        let mut ended = Vec::new();
+        loop {
+            self.sort_releases(txn, &mut free, &mut ended)?;
+            let waiting = !ended.is_empty() || self.releases.staged_growth;
+            if !waiting || !free.is_empty() {
+                break;
+            }
+            // This may move the refcount table, which frees the old one.
+            free.push((self.allocate(txn, 1)?.0, 1));
+        }
+        if !ended.is_empty() || self.releases.staged_growth {
+            let ticket = Ticket {
+                ended,
+                growth: self.releases.staged_growth,
+            };
+            self.releases.staged_ticket = free.first().map(|run| (run.0, ticket));
+        }
+        let bits = self.header.cluster_bits;
+        for (first, count) in free {
+            if let Some(known) = &mut self.releases.known {
+                known.extend(first..first + count);
+            }
+            txn.free(IMAGE, ByteRange::new(first << bits, count << bits))?;
+        }
+        Ok(())
+    }
+
+    /// Sort the references that ended into clusters to free and counts to lower.
+    fn sort_releases(
+        &mut self,
+        txn: &mut dyn Txn,
+        free: &mut Vec<(u64, u64)>,
+        ended: &mut Vec<(u64, u64)>,
+    ) -> Result<()> {
+        let mut staged = std::mem::take(&mut self.releases.staged);
+        staged.sort_unstable();
+        for group in staged.chunk_by(|a, b| a == b) {
+            let (cluster, n) = (group[0], group.len() as u64);
+            let left = self
+                .refcount(txn.files(), cluster)?
+                .saturating_sub(self.releases.pending(cluster));
+            if left == 0 {
+                let offset = cluster << self.header.cluster_bits;
+                let message =
+                    format!("Cluster at offset {offset:#x} is in use, but its refcount is 0");
+                txn.corrupt(&message, Some(offset), Some(self.cluster_size()), false);
+            } else if n < left {
+                ended.push((cluster, n));
+            } else {
+                if left > 1 {
+                    ended.push((cluster, left - 1));
+                }
+                match free.last_mut() {
+                    Some(run) if run.0 + run.1 == cluster => run.1 += 1,
+                    _ => free.push((cluster, 1)),
+                }
+                if self.alloc.tail >> self.header.cluster_bits == cluster {
+                    self.alloc.tail = 0;
+                }
+            }
+        }
+        if self.releases.staged.is_empty() {
+            staged.clear();
+            self.releases.staged = staged;
+        }
+        Ok(())
+    }
+
+    /// Freed ranges came back: what the mapping on disk no longer shows loses
+    /// its count.
+    pub(crate) fn reclaim_ranges(&mut self, txn: &mut dyn Txn, freed: &[SlotRange]) -> Result<()> {
+        let bits = self.header.cluster_bits;
+        for range in freed.iter().filter(|r| r.slot == IMAGE).map(|r| r.range) {
+            if !range.offset.is_multiple_of(self.cluster_size())
+                || !range.len.is_multiple_of(self.cluster_size())
+            {
+                return Err(Error::new(
+                    Errno::Einval,
+                    "A reclaimed range is not made of clusters",
+                ));
+            }
+            let (first, count) = (range.offset >> bits, range.len >> bits);
+            match &mut self.releases.known {
+                None => self.drop_counted(txn, first, count)?,
+                Some(known) => {
+                    let ours: Vec<u64> =
+                        (first..first + count).filter(|c| known.remove(c)).collect();
+                    for cluster in ours {
+                        self.drop_counted(txn, cluster, 1)?;
+                    }
+                }
+            }
+            let done: Vec<u64> = self
+                .releases
+                .tickets
+                .range(first..first + count)
+                .map(|t| *t.0)
+                .collect();
+            for ticket in &done {
+                let ended = self.releases.tickets.get(ticket).map(|t| t.ended.clone());
+                for (cluster, n) in ended.unwrap_or_default() {
+                    for _ in 0..n {
+                        self.drop_counted(txn, cluster, 1)?;
+                    }
+                }
+            }
+            self.releases.staged_done.extend(done);
+        }
+        self.clear_dirty(txn)
+    }
+
+    /// [`Qcow2::drop_references`] for clusters that may have lost their count by
+    /// other means (an older instance freed them, a check repaired them).
+    fn drop_counted(&mut self, txn: &mut dyn Txn, first: u64, count: u64) -> Result<()> {
+        let per_block = self.clusters_per_block();
+        let (mut cluster, end) = (first, first + count);
+        while cluster < end {
+            let next = (cluster / per_block + 1).saturating_mul(per_block).min(end);
+            if self.has_refcount_block(txn.files(), cluster)? {
+                self.drop_references(txn.files(), cluster, next - cluster)?;
+            } else {
+                txn.log(LogLevel::Warn, "Reclaimed space has no refcount");
+            }
+            cluster = next;
+        }
+        Ok(())
+    }
+
+    /// The mapping of every growth is durable: the image is clean again.
+    fn clear_dirty(&mut self, txn: &mut dyn Txn) -> Result<()> {
+        let done = &self.releases.staged_done;
+        let growth_done = done
+            .iter()
+            .filter(|t| self.releases.tickets.get(t).is_some_and(|t| t.growth))
+            .count();
+        let dirty = self.header.incompatible & incompatible::DIRTY != 0;
+        if dirty && growth_done == self.releases.growing && !self.releases.staged_growth {
+            self.header.incompatible &= !incompatible::DIRTY;
+            self.write_incompatible(txn, Stage::Prepare)?;
+        }
+        Ok(())
+    }
+
+    /// Everything is durable: the image may be marked clean.
+    pub(crate) fn close_image(&mut self, txn: &mut dyn Txn) -> Result<()> {
+        if self.header.incompatible & incompatible::DIRTY != 0 {
+            self.header.incompatible &= !incompatible::DIRTY;
+            self.write_incompatible(txn, Stage::Mapping)?;
+        }
+        Ok(())
+    }
+}

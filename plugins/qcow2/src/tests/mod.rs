@@ -1,0 +1,6 @@
+//! Unit tests that need a host.
+
+#[path = "../../tests/host/mod.rs"]
+mod host;
+
+pub(crate) use host::Host;
