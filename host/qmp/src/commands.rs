@@ -1,0 +1,177 @@
+//! The commands: one table that drives everything which knows them.
+//!
+//! A line gives the handler's method, the name on the wire, the argument type, the result type and
+//! features. From it come [`Command`] (typed arguments), [`Handler`] (one method per command, typed
+//! results), `query-commands` and `query-qmp-schema`. To add a command, add a line and a method.
+
+use std::future::Future;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::de::{self, Mode};
+use crate::error::Error;
+use crate::introspect::Types;
+use crate::types::Empty;
+use crate::types::block_core::*;
+use crate::types::block_create::BlockdevCreate;
+use crate::types::block_export::*;
+use crate::types::block_info::{BlockDeviceInfo, BlockInfo};
+use crate::types::control::{CommandInfo, QmpCapabilities, VersionInfo};
+use crate::types::introspect::SchemaInfo;
+use crate::types::job::{JobDismiss, JobInfo};
+use crate::types::plugin::PluginInfo;
+use crate::types::qom::*;
+
+macro_rules! commands {
+    ($($(#[$meta:meta])*
+    $Name:ident $method:ident $wire:literal ($Arguments:ty) -> $Return:ty $([$feature:ident])?;)*) => {
+        /// A command whose arguments were read: what is left to check is what it refers to.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum Command {
+            $($(#[$meta])* $Name($Arguments),)*
+        }
+
+        impl Command {
+            /// Every command's name, in the order of the table.
+            pub const NAMES: &'static [&'static str] = &[$($wire),*];
+
+            /// Reads the command `name`.
+            ///
+            /// # Errors
+            /// Class `CommandNotFound` for a name that no command has; otherwise the first
+            /// offence of the arguments in schema order (spec 1.4).
+            pub fn from_request(name: &str, arguments: &Map<String, Value>) -> Result<Self, Error> {
+                match name {
+                    $($wire => de::from_arguments(arguments, Mode::Typed).map(Self::$Name),)*
+                    _ => Err(Error::unknown_command(name)),
+                }
+            }
+
+            /// The command's name on the wire.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$Name(_) => $wire,)*
+                }
+            }
+
+            /// The arguments as a client sends them.
+            pub fn arguments(&self) -> Value {
+                match self {
+                    $(Self::$Name(arguments) => to_value(arguments),)*
+                }
+            }
+
+            /// Runs the command and returns what its `return` holds.
+            ///
+            /// # Errors
+            /// What the handler's method answers.
+            pub async fn run<H: Handler>(self, handler: &H) -> Result<Value, Error> {
+                match self {
+                    $(Self::$Name(arguments) => {
+                        handler.$method(arguments).await.map(|value| to_value(&value))
+                    })*
+                }
+            }
+        }
+
+        /// What carries commands out: one method for each line of the table. Implementations write
+        /// `async fn`; their futures need not be `Send`, as the control plane is one thread.
+        pub trait Handler {
+            $($(#[$meta])*
+            fn $method(
+                &self,
+                arguments: $Arguments,
+            ) -> impl Future<Output = Result<$Return, Error>>;)*
+        }
+
+        /// Enters all commands into the schema.
+        fn describe(types: &mut Types) {
+            $(types.command::<$Arguments, $Return>($wire, &[$(stringify!($feature))?]);)*
+        }
+    };
+}
+
+commands! {
+    /// Ends negotiation. The session answers it before negotiation ended; after that it is an
+    /// error, which [`crate::envelope::Session`] says.
+    QmpCapabilities qmp_capabilities "qmp_capabilities" (QmpCapabilities) -> Empty;
+    /// Says which QEMU's schema is spoken.
+    QueryVersion query_version "query-version" (Empty) -> VersionInfo;
+    /// Lists the commands.
+    QueryCommands query_commands "query-commands" (Empty) -> Vec<CommandInfo>;
+    /// Lists what the commands take and return.
+    QueryQmpSchema query_qmp_schema "query-qmp-schema" (Empty) -> Vec<SchemaInfo>;
+    /// Ends the daemon.
+    Quit quit "quit" (Empty) -> Empty;
+
+    /// Adds a node.
+    BlockdevAdd blockdev_add "blockdev-add" (BlockdevOptions) -> Empty;
+    /// Deletes a node.
+    BlockdevDel blockdev_del "blockdev-del" (BlockdevDel) -> Empty;
+    /// Creates an image, as a job.
+    BlockdevCreate blockdev_create "blockdev-create" (BlockdevCreate) -> Empty;
+    /// Changes the length of a node.
+    BlockResize block_resize "block_resize" (BlockResize) -> Empty;
+    /// Lists the nodes.
+    QueryNamedBlockNodes query_named_block_nodes "query-named-block-nodes"
+        (QueryNamedBlockNodes) -> Vec<BlockDeviceInfo>;
+    /// Lists guest devices, of which there are none.
+    QueryBlock query_block "query-block" (Empty) -> Vec<BlockInfo>;
+
+    /// Starts the NBD server.
+    NbdServerStart nbd_server_start "nbd-server-start" (NbdServerStart) -> Empty;
+    /// Stops the NBD server and deletes its exports.
+    NbdServerStop nbd_server_stop "nbd-server-stop" (Empty) -> Empty;
+    /// Adds an NBD export.
+    NbdServerAdd nbd_server_add "nbd-server-add" (NbdServerAdd) -> Empty [deprecated];
+    /// Deletes an NBD export.
+    NbdServerRemove nbd_server_remove "nbd-server-remove" (NbdServerRemove) -> Empty [deprecated];
+    /// Adds an export.
+    BlockExportAdd block_export_add "block-export-add" (BlockExportOptions) -> Empty;
+    /// Deletes an export.
+    BlockExportDel block_export_del "block-export-del" (BlockExportDel) -> Empty;
+    /// Lists the exports, newest first.
+    QueryBlockExports query_block_exports "query-block-exports" (Empty) -> Vec<BlockExportInfo>;
+
+    /// Adds an object.
+    ObjectAdd object_add "object-add" (ObjectOptions) -> Empty;
+    /// Deletes an object.
+    ObjectDel object_del "object-del" (ObjectDel) -> Empty;
+    /// Lists the properties of an object.
+    QomList qom_list "qom-list" (QomList) -> Vec<ObjectPropertyInfo>;
+    /// Lists plugins, bundled ones included (ours).
+    QueryPlugins query_plugins "query-plugins" (Empty) -> Vec<PluginInfo>;
+
+    /// Lists the jobs.
+    QueryJobs query_jobs "query-jobs" (Empty) -> Vec<JobInfo>;
+    /// Forgets a job that concluded.
+    JobDismiss job_dismiss "job-dismiss" (JobDismiss) -> Empty;
+}
+
+/// The result of `query-commands`.
+pub fn command_list() -> Vec<CommandInfo> {
+    Command::NAMES
+        .iter()
+        .map(|name| CommandInfo {
+            name: (*name).into(),
+        })
+        .collect()
+}
+
+/// The result of `query-qmp-schema`: commands, events, and the types they need.
+pub fn schema() -> Vec<SchemaInfo> {
+    let mut types = Types::default();
+    describe(&mut types);
+    crate::events::describe(&mut types);
+    types.finish()
+}
+
+/// A protocol type as JSON. The types hold nothing that JSON cannot say (string keys, no foreign
+/// `Serialize`), so the fallback is never taken.
+fn to_value(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

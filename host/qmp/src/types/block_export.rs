@@ -1,0 +1,212 @@
+//! The NBD server and exports (QEMU's `block-export.json`).
+
+use super::OnOffAuto;
+use super::sockets::{SocketAddress, SocketAddressLegacy};
+use serde_json::{Map, Value};
+
+qapi! {
+    /// Arguments of `nbd-server-start`.
+    struct NbdServerStart {
+        /// Seconds from accept to the end of negotiation; 10 if absent, 0: no limit (since 10.0).
+        handshake_max_seconds: Option<u32> = "handshake-max-seconds",
+        /// Id of the TLS credentials; without them there is no TLS.
+        tls_creds: Option<String> = "tls-creds",
+        /// Id of the authorization object that is asked about clients.
+        tls_authz: Option<String> = "tls-authz",
+        /// Clients at a time; 100 if absent, 0: no limit.
+        max_connections: Option<u32> = "max-connections",
+        /// Where to listen.
+        addr: SocketAddressLegacy,
+    }
+
+    /// The NBD server as the command line defines it, with a flat address.
+    struct NbdServerOptions {
+        /// Seconds from accept to the end of negotiation; 10 if absent, 0: no limit (since 10.0).
+        handshake_max_seconds: Option<u32> = "handshake-max-seconds",
+        /// Id of the TLS credentials; without them there is no TLS.
+        tls_creds: Option<String> = "tls-creds",
+        /// Id of the authorization object that is asked about clients.
+        tls_authz: Option<String> = "tls-authz",
+        /// Clients at a time; 100 if absent, 0: no limit.
+        max_connections: Option<u32> = "max-connections",
+        /// Where to listen.
+        addr: SocketAddress,
+    }
+
+    /// Arguments of the deprecated `nbd-server-add`.
+    struct NbdServerAdd {
+        /// Export name, and id of the export; `device` if absent.
+        name: Option<String>,
+        /// Text for people.
+        description: Option<String>,
+        /// The node to export.
+        device: String,
+        /// Whether clients may write.
+        writable: Option<bool>,
+        /// A dirty bitmap to offer.
+        bitmap: Option<String>,
+    }
+
+    /// Arguments of the deprecated `nbd-server-remove`.
+    struct NbdServerRemove {
+        /// Id of the export.
+        name: String,
+        /// What happens to its users.
+        mode: Option<BlockExportRemoveMode>,
+    }
+
+    /// What happens to the users of an export that is deleted.
+    enum BlockExportRemoveMode {
+        /// The export stays while it has users.
+        Safe = "safe",
+        /// Users are cut off.
+        Hard = "hard",
+    }
+
+    /// Kinds of export.
+    enum BlockExportType {
+        /// NBD.
+        Nbd = "nbd",
+        /// A virtio block device for a virtual machine.
+        VhostUserBlk = "vhost-user-blk",
+        /// A file in the file system.
+        Fuse = "fuse",
+    }
+
+    /// A bitmap of one particular node.
+    struct BlockDirtyBitmap {
+        /// The node.
+        node: String,
+        /// The bitmap.
+        name: String,
+    }
+
+    /// A bitmap, by name along the chain, or of one particular node (since 7.1).
+    alternate BlockDirtyBitmapOrStr {
+        /// The name, looked up from the exported node down.
+        Local(String) = "<string>",
+        /// A bitmap of one particular node.
+        External(BlockDirtyBitmap) = "<object>",
+    }
+
+    /// A provider of NBD metadata contexts that a plugin brings (ours).
+    struct MetadataContextRef {
+        /// Id of the plugin object.
+        plugin: String,
+        /// Configuration, checked by the plugin.
+        config: Option<Map<String, Value>>,
+    }
+
+    /// The members of NBD exports.
+    #[derive(Default)]
+    struct BlockExportOptionsNbd {
+        /// Export name; the node's if absent.
+        name: Option<String>,
+        /// Text for people.
+        description: Option<String>,
+        /// Dirty bitmaps to offer as metadata contexts.
+        bitmaps: Option<Vec<BlockDirtyBitmapOrStr>>,
+        /// Whether `qemu:allocation-depth` is offered.
+        allocation_depth: Option<bool> = "allocation-depth",
+        /// Further metadata contexts, from plugins (ours).
+        metadata_contexts: Option<Vec<MetadataContextRef>> = "metadata-contexts",
+    }
+
+    /// The members of vhost-user-blk exports.
+    struct BlockExportOptionsVhostUserBlk {
+        /// Where to listen: `unix` or `fd`.
+        addr: SocketAddress,
+        /// Bytes of a logical block; 512 if absent.
+        logical_block_size: Option<u64> = "logical-block-size",
+        /// Queues of the device; 1 if absent.
+        num_queues: Option<u16> = "num-queues",
+    }
+
+    /// The members of FUSE exports.
+    struct BlockExportOptionsFuse {
+        /// The regular file to mount over.
+        mountpoint: String,
+        /// Whether writes past the end grow the node.
+        growable: Option<bool>,
+        /// Whether other users may open the file; `auto` if absent.
+        allow_other: Option<OnOffAuto> = "allow-other",
+    }
+
+    /// One iothread, or several (since 10.1).
+    alternate BlockExportIothreads {
+        /// The only iothread, to which the node is moved.
+        Single(String) = "<string>",
+        /// Iothreads that share the export's work.
+        Multi(Vec<String>) = "<array>",
+    }
+
+    /// An export to add: arguments of `block-export-add`.
+    union BlockExportOptions /
+        #[doc = "Kinds of export, with the members that each has."] BlockExportBranch
+        on "type": BlockExportType {
+        /// Id of the export.
+        id: String,
+        /// Whether the node stays in `iothread` for good.
+        fixed_iothread: Option<bool> = "fixed-iothread",
+        /// Where requests are served.
+        iothread: Option<BlockExportIothreads>,
+        /// The node to export.
+        node_name: String = "node-name",
+        /// Whether clients may write.
+        writable: Option<bool>,
+        /// Whether each write is flushed before it is acknowledged.
+        writethrough: Option<bool>,
+        /// Whether the node may be inactive (since 10.0).
+        allow_inactive: Option<bool> = "allow-inactive",
+    } {
+        /// NBD.
+        Nbd(BlockExportOptionsNbd) = "nbd",
+        /// A virtio block device.
+        VhostUserBlk(BlockExportOptionsVhostUserBlk) = "vhost-user-blk",
+        /// A file.
+        Fuse(BlockExportOptionsFuse) = "fuse",
+    }
+
+    /// Arguments of `block-export-del`.
+    struct BlockExportDel {
+        /// Id of the export.
+        id: String,
+        /// What happens to its users; `safe` if absent.
+        mode: Option<BlockExportRemoveMode>,
+    }
+
+    /// An element of `query-block-exports`.
+    struct BlockExportInfo {
+        /// Id of the export.
+        id: String,
+        /// Its kind.
+        r#type: BlockExportType = "type",
+        /// The node that it exports.
+        node_name: String = "node-name",
+        /// It waits for its last request.
+        shutting_down: bool = "shutting-down",
+    }
+}
+
+impl BlockExportOptions {
+    /// The kind of export.
+    pub fn export_type(&self) -> BlockExportType {
+        match self.branch {
+            BlockExportBranch::Nbd(_) => BlockExportType::Nbd,
+            BlockExportBranch::VhostUserBlk(_) => BlockExportType::VhostUserBlk,
+            BlockExportBranch::Fuse(_) => BlockExportType::Fuse,
+        }
+    }
+}
+
+impl From<NbdServerStart> for NbdServerOptions {
+    fn from(start: NbdServerStart) -> Self {
+        Self {
+            handshake_max_seconds: start.handshake_max_seconds,
+            tls_creds: start.tls_creds,
+            tls_authz: start.tls_authz,
+            max_connections: start.max_connections,
+            addr: start.addr.into(),
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Bytes to tokens. Knows positions and where a damaged token ends, nothing of grammar.
+
+use super::literal::is_number;
+
+/// Where a token starts. Both count from 1, over the whole connection; columns count bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Position {
+    pub(super) line: u64,
+    pub(super) column: u64,
+}
+
+/// A token, or what stands in the place of one.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Token {
+    /// One of `{ } [ ] , :`.
+    Mark(u8),
+    /// What stands between the quotes, escapes and all.
+    Text(Vec<u8>),
+    /// A number by JSON's grammar.
+    Number(String),
+    /// Lower-case letters.
+    Keyword(String),
+    /// Bytes that start no token, or end one too early.
+    Stray(Vec<u8>),
+    /// The same, by a byte that no message contains: the sender wants a clean reader.
+    Resync(Vec<u8>),
+    /// A token for which there was no room; its bytes are gone.
+    TooLong,
+}
+
+#[derive(Debug)]
+enum State {
+    Between,
+    Word,
+    Quoted {
+        quote: u8,
+        escaped: bool,
+    },
+    /// After a stray byte, up to a mark: one mistake is reported once.
+    Recovering,
+}
+
+/// The lexer of one connection.
+#[derive(Debug)]
+pub(super) struct Lexer {
+    state: State,
+    /// Bytes of the current token.
+    held: Vec<u8>,
+    /// The current token outgrew its room.
+    overlong: bool,
+    start: Position,
+    here: Position,
+}
+
+impl Lexer {
+    pub(super) fn new() -> Self {
+        let start = Position { line: 1, column: 1 };
+        Self {
+            state: State::Between,
+            held: Vec::new(),
+            overlong: false,
+            start,
+            here: start,
+        }
+    }
+
+    /// Where the last token started.
+    pub(super) fn position(&self) -> Position {
+        self.start
+    }
+
+    /// Takes a byte. `room` is how many bytes the token may have. Returns the token that ended,
+    /// and whether the byte was used up; if not, it has to be offered again.
+    pub(super) fn step(&mut self, byte: u8, room: usize) -> (Option<Token>, bool) {
+        let (token, used) = match self.state {
+            State::Between => (self.begin(byte), true),
+            State::Word if byte.is_ascii_alphanumeric() || b"+-._".contains(&byte) => {
+                (self.hold(byte, room), true)
+            }
+            State::Word => (self.end_word(), false),
+            State::Quoted { quote, escaped } => (self.quoted(byte, quote, escaped, room), true),
+            State::Recovering => {
+                let go_on = !is_mark(byte) && !is_resync(byte);
+                if !go_on {
+                    self.state = State::Between;
+                }
+                (None, go_on)
+            }
+        };
+        if used {
+            self.advance(byte);
+        }
+        (token, used)
+    }
+
+    /// No more bytes: the word that they end, if any.
+    pub(super) fn end(&mut self) -> Option<Token> {
+        match self.state {
+            State::Word => self.end_word(),
+            _ => None,
+        }
+    }
+
+    /// Whether a string is open.
+    pub(super) fn in_string(&self) -> bool {
+        matches!(self.state, State::Quoted { .. })
+    }
+
+    fn advance(&mut self, byte: u8) {
+        if byte == b'\n' {
+            self.here = Position {
+                line: self.here.line + 1,
+                column: 1,
+            };
+        } else {
+            self.here.column += 1;
+        }
+    }
+
+    fn begin(&mut self, byte: u8) -> Option<Token> {
+        if matches!(byte, b' ' | b'\t' | b'\r' | b'\n') {
+            return None;
+        }
+        self.start = self.here;
+        self.held.clear();
+        self.overlong = false;
+        match byte {
+            _ if is_mark(byte) => return Some(Token::Mark(byte)),
+            _ if is_resync(byte) => return Some(Token::Resync(vec![byte])),
+            b'"' | b'\'' => {
+                self.state = State::Quoted {
+                    quote: byte,
+                    escaped: false,
+                }
+            }
+            b'-' | b'0'..=b'9' | b'a'..=b'z' => {
+                self.held.push(byte);
+                self.state = State::Word;
+            }
+            _ => {
+                self.state = State::Recovering;
+                return Some(Token::Stray(vec![byte]));
+            }
+        }
+        None
+    }
+
+    /// Adds a byte to the token, or drops all of it once there is no room.
+    fn hold(&mut self, byte: u8, room: usize) -> Option<Token> {
+        if self.overlong {
+            return None;
+        }
+        if self.held.len() < room {
+            self.held.push(byte);
+            return None;
+        }
+        self.overlong = true;
+        self.held = Vec::new();
+        Some(Token::TooLong)
+    }
+
+    fn end_word(&mut self) -> Option<Token> {
+        self.state = State::Between;
+        if self.overlong {
+            return None;
+        }
+        let word = std::mem::take(&mut self.held);
+        Some(match String::from_utf8(word) {
+            Ok(word) if is_number(&word) => Token::Number(word),
+            Ok(word) if word.starts_with(|first: char| first.is_ascii_lowercase()) => {
+                Token::Keyword(word)
+            }
+            Ok(word) => self.stray(word.into_bytes()),
+            Err(error) => self.stray(error.into_bytes()),
+        })
+    }
+
+    fn stray(&mut self, bytes: Vec<u8>) -> Token {
+        self.state = State::Recovering;
+        Token::Stray(bytes)
+    }
+
+    fn quoted(&mut self, byte: u8, quote: u8, escaped: bool, room: usize) -> Option<Token> {
+        if byte < 0x20 || byte >= 0xfe {
+            self.state = if is_resync(byte) {
+                State::Between
+            } else {
+                State::Recovering
+            };
+            let mut text = vec![quote];
+            text.append(&mut self.held);
+            text.push(byte);
+            return Some(if is_resync(byte) {
+                Token::Resync(text)
+            } else {
+                Token::Stray(text)
+            });
+        }
+        if byte == quote && !escaped {
+            self.state = State::Between;
+            let text = std::mem::take(&mut self.held);
+            return (!self.overlong).then_some(Token::Text(text));
+        }
+        self.state = State::Quoted {
+            quote,
+            escaped: byte == b'\\' && !escaped,
+        };
+        self.hold(byte, room)
+    }
+}
+
+fn is_mark(byte: u8) -> bool {
+    b"{}[],:".contains(&byte)
+}
+
+fn is_resync(byte: u8) -> bool {
+    byte == 0xff || byte < 0x20 && !b"\t\r\n".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(bytes: &[u8]) -> Vec<Token> {
+        let mut lexer = Lexer::new();
+        let mut tokens = Vec::new();
+        for byte in bytes {
+            loop {
+                let (token, used) = lexer.step(*byte, 8);
+                tokens.extend(token);
+                if used {
+                    break;
+                }
+            }
+        }
+        tokens.extend(lexer.end());
+        tokens
+    }
+
+    #[test]
+    fn words_end_at_marks() {
+        let want = [
+            Token::Mark(b'['),
+            Token::Number("-1.5e3".into()),
+            Token::Mark(b','),
+            Token::Keyword("true".into()),
+            Token::Mark(b']'),
+        ];
+        assert_eq!(tokens(b"[-1.5e3,true ]"), want);
+    }
+
+    #[test]
+    fn both_quotes_quote() {
+        let want = [
+            Token::Text(b"a\"\\'".to_vec()),
+            Token::Text(b"'\\\"".to_vec()),
+        ];
+        assert_eq!(tokens(br#"'a"\'' "'\"""#), want);
+    }
+
+    #[test]
+    fn a_stray_byte_is_reported_once() {
+        assert_eq!(tokens(b"@@ @@"), [Token::Stray(b"@".to_vec())]);
+        assert_eq!(
+            tokens(b"01 x]"),
+            [Token::Stray(b"01".to_vec()), Token::Mark(b']')]
+        );
+        assert_eq!(tokens(b"'a\tb'"), [Token::Stray(b"'a\t".to_vec())]);
+    }
+
+    #[test]
+    fn resync_bytes_end_anything() {
+        let want = [
+            Token::Resync(b"\"a\xff".to_vec()),
+            Token::Keyword("b".into()),
+        ];
+        assert_eq!(tokens(b"\"a\xffb"), want);
+        assert_eq!(
+            tokens(b"@\x01"),
+            [Token::Stray(b"@".to_vec()), Token::Resync(vec![1])]
+        );
+    }
+
+    #[test]
+    fn a_long_token_is_dropped_not_kept() {
+        assert_eq!(
+            tokens(b"'123456789' 1"),
+            [Token::TooLong, Token::Number("1".into())]
+        );
+    }
+}
