@@ -1,0 +1,171 @@
+//! [`WasmFormatFactory`]: one plugin as the `FormatFactory` of its driver name.
+//!
+//! Held by the registry and by every node that uses it. Faults come back here
+//! from the nodes: counted, logged, and handed to the daemon's hook.
+
+use std::fmt;
+use std::sync::Arc;
+
+use outport_block::Errno;
+use outport_block::format::{
+    Fault, FaultKind, Format, FormatError, FormatFactory, FormatFiles, FormatFuture, Measurement,
+};
+
+use crate::bindings::{Malformed, convert};
+use crate::counters::CallKind;
+use crate::fault;
+use crate::files::NoFiles;
+use crate::format::WasmFormat;
+use crate::limits::PROBE_BYTES_MAX;
+use crate::live::{Live, run};
+use crate::plugin::Plugin;
+use crate::schema::Schema;
+use crate::store::Queueing;
+
+/// A broken contract, for whoever sends events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultEvent {
+    /// Driver name of the plugin.
+    pub plugin: String,
+    /// The node whose image it served.
+    pub node_name: String,
+    /// How it broke the contract.
+    pub kind: FaultKind,
+    /// One sentence with the facts.
+    pub message: String,
+}
+
+/// Called once per fault, on the thread that saw it: it must not wait.
+pub type FaultHook = Arc<dyn Fn(&FaultEvent) + Send + Sync>;
+
+/// Makes instances of one format plugin.
+pub struct WasmFormatFactory {
+    plugin: Arc<Plugin>,
+    on_fault: Option<FaultHook>,
+}
+
+impl WasmFormatFactory {
+    pub(crate) fn new(plugin: Arc<Plugin>, on_fault: Option<FaultHook>) -> Self {
+        Self { plugin, on_fault }
+    }
+
+    pub(crate) fn plugin(&self) -> &Arc<Plugin> {
+        &self.plugin
+    }
+
+    /// The plugin's options.
+    #[must_use]
+    pub fn options_schema(&self) -> &Schema {
+        &self.plugin.about.schema
+    }
+
+    /// Can it make new images?
+    #[must_use]
+    pub fn creates(&self) -> bool {
+        self.plugin.exports.creator.is_some()
+    }
+
+    /// 0..100: is a file of `size` bytes that starts with `head` of this format?
+    ///
+    /// # Errors
+    /// A fault of the plugin.
+    pub async fn probe(&self, head: &[u8], size: u64) -> Result<u8, FormatError> {
+        let head = &head[..head.len().min(PROBE_BYTES_MAX)];
+        let mut live = self.blind().await?;
+        let reader = &live.reader;
+        let answer = run!(live, Probe, Queueing::NotNow, reader, call_probe(head, size));
+        Ok(self.judge(&live, CallKind::Probe, answer)?.min(100))
+    }
+
+    /// The JSON Schema of the options of [`Format::create`].
+    ///
+    /// # Errors
+    /// The format cannot make images, or a fault of the plugin.
+    pub async fn create_schema(&self) -> Result<Schema, FormatError> {
+        let mut live = self.blind().await?;
+        let Some(creator) = &live.creator else { return self.cannot_create() };
+        let answer = run!(live, CreateSchema, Queueing::NotNow, creator, call_create_schema());
+        let text = self.judge(&live, CallKind::CreateSchema, answer)?;
+        Schema::parse(&text).map_err(|e| {
+            let what = Malformed::answer(format!("The schema: {e}"));
+            fault::malformed(CallKind::CreateSchema.word(), what)
+        })
+    }
+
+    /// How large an image with these options would be.
+    ///
+    /// # Errors
+    /// The format cannot make images, refuses the options, or faults.
+    pub async fn measure(&self, options: &str) -> Result<Measurement, FormatError> {
+        let mut live = self.blind().await?;
+        let Some(creator) = &live.creator else { return self.cannot_create() };
+        let answer = run!(live, Measure, Queueing::NotNow, creator, call_measure(options));
+        let answer = self.judge(&live, CallKind::Measure, answer)?;
+        Ok(convert::measurement(answer.map_err(convert::refused)?))
+    }
+
+    /// An instance that sees no file, for one question.
+    async fn blind(&self) -> Result<Box<Live>, FormatError> {
+        Live::new(&self.plugin, Arc::new(NoFiles)).await
+    }
+
+    fn judge<T>(
+        &self,
+        live: &Live,
+        call: CallKind,
+        answer: wasmtime::Result<T>,
+    ) -> Result<T, FormatError> {
+        answer.map_err(|e| {
+            FormatError::Fault(fault::classify(call.word(), &e, live.store.data()))
+        })
+    }
+
+    fn cannot_create<T>(&self) -> Result<T, FormatError> {
+        let message = format!("Format '{}' cannot make images", self.plugin.about.name);
+        Err(FormatError::Refused { code: Errno::NotSup, message })
+    }
+}
+
+impl FormatFactory for WasmFormatFactory {
+    fn name(&self) -> &str {
+        &self.plugin.about.name
+    }
+
+    fn writable(&self) -> bool {
+        self.plugin.exports.writer.is_some()
+    }
+
+    fn instantiate(&self, files: Arc<dyn FormatFiles>) -> FormatFuture<'_, Box<dyn Format>> {
+        Box::pin(async move {
+            let live = Live::new(&self.plugin, files).await?;
+            let format: Box<dyn Format> = Box::new(WasmFormat::new(live));
+            Ok(format)
+        })
+    }
+
+    fn report_fault(&self, node_name: &str, fault: &Fault) {
+        self.plugin.counters.faulted(fault.kind);
+        let event = FaultEvent {
+            plugin: self.plugin.about.name.to_string(),
+            node_name: node_name.to_owned(),
+            kind: fault.kind,
+            message: fault.message.clone(),
+        };
+        tracing::error!(
+            plugin = event.plugin,
+            node = event.node_name,
+            fault = fault.kind.word(),
+            "plugin fault: {}",
+            event.message
+        );
+        if let Some(hook) = &self.on_fault {
+            hook(&event);
+        }
+    }
+}
+
+impl fmt::Debug for WasmFormatFactory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WasmFormatFactory").field("plugin", &self.plugin).finish_non_exhaustive()
+    }
+}

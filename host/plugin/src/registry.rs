@@ -1,0 +1,369 @@
+//! [`PluginRegistry`]: which plugins there are, by driver name.
+//!
+//! Owned by the daemon's control plane; no request ever comes here. The lock is
+//! held for lookups and for loading embedded code, never while an operator's
+//! plugin is read or compiled. Invariant: one driver name leads to one plugin,
+//! an operator's pinned one before a bundled one.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use outport_block::format::FormatFactory as _;
+use wasmtime::component::Component;
+
+use crate::cache::{CompileCache, load_embedded};
+use crate::compile::{compile, sha256_hex};
+use crate::engine::PluginEngine;
+use crate::error::PluginError;
+use crate::examine::{PluginKind, examine};
+use crate::factory::{FaultHook, WasmFormatFactory};
+use crate::limits::{
+    Limits, MEMORY_MAX_CEILING, MEMORY_MAX_FLOOR, PLUGINS_MAX, WASM_BYTES_MAX,
+};
+use crate::plugin::Plugin;
+use crate::query::PluginInfo;
+
+/// A plugin that is part of this program.
+#[derive(Clone, Copy, Debug)]
+pub struct Bundled {
+    /// Its driver name: what `describe` answers.
+    pub name: &'static str,
+    /// The component.
+    pub wasm: &'static [u8],
+    /// Output of [`precompile`](crate::precompile) for `wasm`; may be empty.
+    pub compiled: &'static [u8],
+}
+
+/// What the operator said (`object-add`, `qom-type: wasm-plugin`).
+#[derive(Clone, Debug, Default)]
+pub struct PluginSpec {
+    /// Object id.
+    pub id: String,
+    /// The component file.
+    pub filename: PathBuf,
+    /// Its SHA-256 in hex.
+    pub sha256: Option<String>,
+    /// Take the file as it is.
+    pub allow_unpinned: bool,
+    /// Its limits.
+    pub limits: Limits,
+}
+
+/// What a registry is made of.
+#[derive(Clone, Default)]
+pub struct RegistryConfig {
+    /// Plugins of this program.
+    pub bundled: Vec<Bundled>,
+    /// Driver names that are the host's own (`raw`, `file`, ...).
+    pub reserved: Vec<String>,
+    /// Where compiled code is kept; none: compiled each time.
+    pub cache: Option<CompileCache>,
+    /// Told of every fault.
+    pub on_fault: Option<FaultHook>,
+}
+
+pub(crate) struct Entry {
+    /// Object id; the driver name for a bundled one.
+    pub(crate) id: String,
+    pub(crate) sha256: String,
+    pub(crate) bundled: bool,
+    pub(crate) pinned: bool,
+    pub(crate) kind: PluginKind,
+    pub(crate) factory: Arc<WasmFormatFactory>,
+}
+
+#[derive(Default)]
+struct Entries {
+    added: Vec<Entry>,
+    /// Bundled ones that were asked for.
+    loaded: Vec<Entry>,
+}
+
+/// All plugins of a process.
+pub struct PluginRegistry {
+    engine: Arc<PluginEngine>,
+    config: RegistryConfig,
+    entries: Mutex<Entries>,
+}
+
+impl PluginRegistry {
+    /// Start the engine. Loads no plugin.
+    ///
+    /// # Errors
+    /// The engine or its clock cannot start.
+    pub fn new(config: RegistryConfig) -> Result<Self, PluginError> {
+        let engine = PluginEngine::new().map_err(|e| PluginError::Engine(format!("{e:#}")))?;
+        Ok(Self { engine, config, entries: Mutex::default() })
+    }
+
+    /// Add an operator's plugin. Reads, hashes, compiles (or finds it compiled)
+    /// and asks it who it is: a tenth of a second and more.
+    ///
+    /// # Errors
+    /// In words, for the operator.
+    pub fn add(&self, spec: &PluginSpec) -> Result<PluginInfo, PluginError> {
+        if !(MEMORY_MAX_FLOOR..=MEMORY_MAX_CEILING).contains(&spec.limits.memory_max) {
+            return Err(PluginError::MemoryMax);
+        }
+        self.room(&self.lock(), &spec.id)?;
+        let wasm = read(spec)?;
+        let sha256 = sha256_hex(&wasm);
+        let pinned = pinned(spec, &sha256)?;
+        let unfit = |problem| PluginError::Unfit { id: spec.id.clone(), problem };
+        let component = self.component(&wasm, &sha256).map_err(unfit)?;
+        let (kind, plugin) = self.describe(&component, spec.limits).map_err(unfit)?;
+
+        let name = plugin.about.name.to_string();
+        let mut entries = self.lock();
+        self.room(&entries, &spec.id)?;
+        self.name_is_free(&entries, spec, &name, pinned)?;
+        let entry = self.entry(spec.id.clone(), sha256, false, pinned, kind, plugin);
+        let info = PluginInfo::of(&entry);
+        entries.added.push(entry);
+        tracing::info!(plugin = name, id = spec.id, sha256 = info.sha256, "plugin added");
+        Ok(info)
+    }
+
+    /// [`PluginRegistry::add`] on a thread of its own: for the control plane,
+    /// which must go on answering.
+    ///
+    /// # Errors
+    /// Those of `add`.
+    pub async fn add_in_background(
+        self: &Arc<Self>,
+        spec: PluginSpec,
+    ) -> Result<PluginInfo, PluginError> {
+        let (done, result) = tokio::sync::oneshot::channel();
+        let registry = Arc::clone(self);
+        std::thread::Builder::new()
+            .name("plugin-compile".into())
+            .spawn(move || drop(done.send(registry.add(&spec))))
+            .map_err(|e| PluginError::Engine(e.to_string()))?;
+        match result.await {
+            Ok(result) => result,
+            Err(_) => Err(PluginError::Engine("the compiler's thread ended early".into())),
+        }
+    }
+
+    /// Remove an operator's plugin that no node uses.
+    ///
+    /// # Errors
+    /// It is in use, or there is none.
+    pub fn remove(&self, id: &str) -> Result<(), PluginError> {
+        let mut entries = self.lock();
+        let Some(at) = entries.added.iter().position(|e| e.id == id) else {
+            return Err(PluginError::NotFound(id.into()));
+        };
+        // A node keeps its factory as long as it lives.
+        if Arc::strong_count(&entries.added[at].factory) > 1 {
+            return Err(PluginError::InUse(id.into()));
+        }
+        entries.added.remove(at);
+        Ok(())
+    }
+
+    /// The format with this driver name; a bundled one is loaded now if it was
+    /// not yet.
+    ///
+    /// # Errors
+    /// There is none, or the bundled one does not load.
+    pub fn format(&self, name: &str) -> Result<Arc<WasmFormatFactory>, PluginError> {
+        let mut entries = self.lock();
+        let Entries { added, loaded } = &*entries;
+        let found = added.iter().chain(loaded).find(|e| e.factory.name() == name);
+        if let Some(entry) = found {
+            return Ok(Arc::clone(&entry.factory));
+        }
+        let Some(bundled) = self.config.bundled.iter().find(|b| b.name == name) else {
+            return Err(PluginError::UnknownDriver(name.into()));
+        };
+        let entry = self.load_bundled(bundled)?;
+        let factory = Arc::clone(&entry.factory);
+        entries.loaded.push(entry);
+        Ok(factory)
+    }
+
+    /// Driver names that [`PluginRegistry::format`] knows, sorted.
+    #[must_use]
+    pub fn format_names(&self) -> Vec<String> {
+        let entries = self.lock();
+        let mut names: Vec<_> = self.config.bundled.iter().map(|b| b.name.to_owned()).collect();
+        names.extend(entries.added.iter().map(|e| e.factory.name().to_owned()));
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// All plugins, with counters. Bundled ones are loaded for it: 1 ms each,
+    /// once.
+    #[must_use]
+    pub fn query(&self) -> Vec<PluginInfo> {
+        let mut entries = self.lock();
+        for bundled in &self.config.bundled {
+            if entries.loaded.iter().any(|e| e.id == bundled.name) {
+                continue;
+            }
+            match self.load_bundled(bundled) {
+                Ok(entry) => entries.loaded.push(entry),
+                Err(e) => tracing::error!(error = %e, "bundled plugin does not load"),
+            }
+        }
+        let Entries { added, loaded } = &*entries;
+        let mut all: Vec<_> = added.iter().chain(loaded).map(PluginInfo::of).collect();
+        for info in all.iter_mut().filter(|info| info.bundled) {
+            info.overridden = added.iter().any(|e| e.factory.name() == info.name);
+        }
+        all
+    }
+
+    /// The counters of what is loaded now: for a scrape, which loads nothing.
+    #[must_use]
+    pub fn scrape(&self) -> Vec<PluginInfo> {
+        let entries = self.lock();
+        entries.added.iter().chain(&entries.loaded).map(PluginInfo::of).collect()
+    }
+
+    // === inside ===
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        // The lists are never half changed.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn room(&self, entries: &Entries, id: &str) -> Result<(), PluginError> {
+        if entries.added.iter().any(|e| e.id == id) {
+            return Err(PluginError::Exists(id.into()));
+        }
+        if entries.added.len() >= PLUGINS_MAX {
+            return Err(PluginError::TooMany);
+        }
+        Ok(())
+    }
+
+    fn name_is_free(
+        &self,
+        entries: &Entries,
+        spec: &PluginSpec,
+        name: &str,
+        pinned: bool,
+    ) -> Result<(), PluginError> {
+        let taken = |by: String| {
+            Err(PluginError::NameTaken { id: spec.id.clone(), name: name.into(), by })
+        };
+        if self.config.reserved.iter().any(|r| r == name) {
+            return taken("the host itself".into());
+        }
+        if let Some(other) = entries.added.iter().find(|e| e.factory.name() == name) {
+            return taken(format!("plugin '{}'", other.id));
+        }
+        if !pinned && self.config.bundled.iter().any(|b| b.name == name) {
+            return Err(PluginError::OverrideUnpinned { id: spec.id.clone(), name: name.into() });
+        }
+        Ok(())
+    }
+
+    /// From the cache, or from the compiler.
+    fn component(&self, wasm: &[u8], sha256: &str) -> Result<Component, String> {
+        let cache = self.config.cache.as_ref();
+        if let Some(found) = cache.and_then(|c| c.load(&self.engine.engine, sha256)) {
+            return Ok(found);
+        }
+        let component = compile(&self.engine, wasm).map_err(|e| e.to_string())?;
+        if let Some(cache) = cache {
+            cache.store(&self.engine.engine, sha256, &component);
+        }
+        Ok(component)
+    }
+
+    /// Judge a component from outside, then ask it who it is.
+    fn describe(
+        &self,
+        component: &Component,
+        limits: Limits,
+    ) -> Result<(PluginKind, Arc<Plugin>), String> {
+        let found = examine(&self.engine.engine, component);
+        if let Some(problem) = found.problems.into_iter().next() {
+            return Err(problem);
+        }
+        let kind = match found.kind {
+            Some(kind @ (PluginKind::FormatReader | PluginKind::Format | PluginKind::FormatFull)) => {
+                kind
+            }
+            Some(kind) => return Err(format!("This host does not run plugins of kind {kind}")),
+            None => return Err("It is no plugin of any kind".into()),
+        };
+        let plugin = Plugin::load(&self.engine, component, limits).map_err(|e| e.to_string())?;
+        Ok((kind, plugin))
+    }
+
+    fn load_bundled(&self, bundled: &Bundled) -> Result<Entry, PluginError> {
+        let unfit = |problem| PluginError::Unfit { id: bundled.name.into(), problem };
+        let sha256 = sha256_hex(bundled.wasm);
+        let component = match load_embedded(&self.engine.engine, bundled.compiled) {
+            Some(component) => component,
+            None => {
+                tracing::info!(plugin = bundled.name, "embedded code does not fit; compiling");
+                self.component(bundled.wasm, &sha256).map_err(unfit)?
+            }
+        };
+        let (kind, plugin) = self.describe(&component, Limits::default()).map_err(unfit)?;
+        if &*plugin.about.name != bundled.name {
+            return Err(unfit(format!("it calls itself '{}'", plugin.about.name)));
+        }
+        Ok(self.entry(bundled.name.into(), sha256, true, true, kind, plugin))
+    }
+
+    fn entry(
+        &self,
+        id: String,
+        sha256: String,
+        bundled: bool,
+        pinned: bool,
+        kind: PluginKind,
+        plugin: Arc<Plugin>,
+    ) -> Entry {
+        let factory =
+            Arc::new(WasmFormatFactory::new(plugin, self.config.on_fault.clone()));
+        Entry { id, sha256, bundled, pinned, kind, factory }
+    }
+}
+
+impl std::fmt::Debug for PluginRegistry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PluginRegistry").field("engine", &self.engine).finish_non_exhaustive()
+    }
+}
+
+/// The bytes of the plugin's file, no more of them than allowed.
+fn read(spec: &PluginSpec) -> Result<Vec<u8>, PluginError> {
+    let path: &Path = &spec.filename;
+    let failed =
+        |source| PluginError::Read { id: spec.id.clone(), path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    let mut bytes = Vec::new();
+    if meta.is_file() {
+        file.take(WASM_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    }
+    if !meta.is_file() || bytes.len() as u64 > WASM_BYTES_MAX {
+        return Err(PluginError::Size { id: spec.id.clone(), path: path.to_owned() });
+    }
+    Ok(bytes)
+}
+
+/// Is it the file that was meant? `Ok(false)`: nobody said which was.
+fn pinned(spec: &PluginSpec, actual: &str) -> Result<bool, PluginError> {
+    match &spec.sha256 {
+        Some(wanted) if wanted.eq_ignore_ascii_case(actual) => Ok(true),
+        Some(wanted) => Err(PluginError::Hash {
+            id: spec.id.clone(),
+            path: spec.filename.clone(),
+            actual: actual.into(),
+            wanted: wanted.clone(),
+        }),
+        None if spec.allow_unpinned => Ok(false),
+        None => Err(PluginError::Unpinned { id: spec.id.clone(), actual: actual.into() }),
+    }
+}
