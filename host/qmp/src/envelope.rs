@@ -3,6 +3,7 @@
 //! A [`Session`] lives as long as its client. It is told each value that arrives and says what the
 //! value is: a request to run, or an error to answer. It never runs anything (spec 1.3, 1.4).
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::de::{self, Mode};
@@ -209,16 +210,34 @@ pub fn reply(id: Option<Value>, outcome: Result<Value, Error>) -> Value {
     Value::Object(message)
 }
 
+/// A message that tells of an event; to be written with [`crate::wire::line`].
+///
+/// A struct, not a map: clients that use regular expressions want seconds before microseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EventMessage {
+    timestamp: Timestamp,
+    event: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Timestamp {
+    seconds: u64,
+    microseconds: u64,
+}
+
 /// A message that tells of `event`, which happened `micros` microseconds after the Unix epoch.
-pub fn event(event: &Event, micros: u64) -> Value {
-    let timestamp = json!({"seconds": micros / 1_000_000, "microseconds": micros % 1_000_000});
-    let mut message = Map::new();
-    message.insert("timestamp".into(), timestamp);
-    message.insert("event".into(), event.name().into());
-    if let Some(data) = event.data() {
-        message.insert("data".into(), data);
+pub fn event(event: &Event, micros: u64) -> EventMessage {
+    let timestamp = Timestamp {
+        seconds: micros / 1_000_000,
+        microseconds: micros % 1_000_000,
+    };
+    EventMessage {
+        timestamp,
+        event: event.name(),
+        data: event.data(),
     }
-    Value::Object(message)
 }
 
 #[cfg(test)]
@@ -331,11 +350,12 @@ mod tests {
     #[test]
     fn events_split_their_time() {
         let event_of = Event::BlockExportDeleted(BlockExportDeleted { id: "e".into() });
-        let want = json!({
-            "timestamp": {"seconds": 3, "microseconds": 14},
-            "event": "BLOCK_EXPORT_DELETED",
-            "data": {"id": "e"},
-        });
-        assert_eq!(event(&event_of, 3_000_014), want);
+        let want = concat!(
+            r#"{"timestamp": {"seconds": 3, "microseconds": 14}, "#,
+            r#""event": "BLOCK_EXPORT_DELETED", "data": {"id": "e"}}"#,
+            "\r\n",
+        );
+        let line = crate::wire::line(&event(&event_of, 3_000_014));
+        assert_eq!(String::from_utf8(line).unwrap(), want);
     }
 }

@@ -181,7 +181,7 @@ impl Lexer {
     }
 
     fn quoted(&mut self, byte: u8, quote: u8, escaped: bool, room: usize) -> Option<Token> {
-        if byte < 0x20 || byte >= 0xfe {
+        if !(0x20..0xfe).contains(&byte) {
             self.state = if is_resync(byte) {
                 State::Between
             } else {
