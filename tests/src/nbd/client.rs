@@ -199,6 +199,13 @@ impl Client {
 
     /// The answer to a command without content, in either reply style.
     pub fn outcome(&mut self, request: &Request) -> io::Result<Result<(), u32>> {
+        let (cookie, result) = self.any_outcome()?;
+        same_cookie(request, cookie)?;
+        Ok(result)
+    }
+
+    /// The next answer to any of several commands without content: its cookie and result.
+    pub fn any_outcome(&mut self) -> io::Result<(u64, Result<(), u32>)> {
         let magic: [u8; 4] = self.take()?;
         let (error, cookie) = match u32::from_be_bytes(magic) {
             wire::SIMPLE_REPLY_MAGIC => {
@@ -218,12 +225,14 @@ impl Client {
             }
             other => return Err(bad(format!("reply magic {other:x}"))),
         };
-        same_cookie(request, cookie)?;
-        if error == 0 {
-            Ok(Ok(()))
-        } else {
-            known_error(error).map(Err)
-        }
+        Ok((
+            cookie,
+            if error == 0 {
+                Ok(())
+            } else {
+                Err(known_error(error)?)
+            },
+        ))
     }
 
     /// Asks for block status; checks the shape, returns one list of extents per context.
