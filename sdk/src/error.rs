@@ -40,7 +40,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error with this code and sentence.
     pub fn new(code: Errno, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+        }
     }
 
     /// The image does not follow its format.

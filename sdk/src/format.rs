@@ -178,7 +178,9 @@ pub trait Format: Sized + 'static {
     /// The bytes of a [`Location::Special`] extent.
     fn read_special(&mut self, files: &dyn Files, id: u64, range: ByteRange) -> Result<Vec<u8>> {
         let _ = (files, id, range);
-        Err(crate::Error::unsupported("This format has no special extents"))
+        Err(crate::Error::unsupported(
+            "This format has no special extents",
+        ))
     }
 
     /// Format facts for `query-named-block-nodes`: a JSON object.

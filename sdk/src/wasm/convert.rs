@@ -8,7 +8,8 @@ use super::bindings::writer::exports::outport::plugin::format_writer;
 use super::bindings::writer::outport::plugin::txn;
 use crate::{
     ByteRange, CheckReport, Child, ChildKind, Codec, DiscardKind, Errno, Error, Extent, Geometry,
-    Grant, Granted, Location, LogLevel, Placement, Repair, SlotRange, Stage, WriteIntent, WriteKind,
+    Grant, Granted, Location, LogLevel, Placement, Repair, SlotRange, Stage, WriteIntent,
+    WriteKind,
 };
 
 macro_rules! errnos {
@@ -30,25 +31,37 @@ errnos!(Eperm Enoent Eio Enomem Eacces Ebusy Eexist Einval Efbig Enospc Erofs En
 
 impl From<Error> for types::Error {
     fn from(e: Error) -> Self {
-        Self { code: e.code.into(), message: e.message }
+        Self {
+            code: e.code.into(),
+            message: e.message,
+        }
     }
 }
 
 impl From<types::Error> for Error {
     fn from(e: types::Error) -> Self {
-        Self { code: e.code.into(), message: e.message }
+        Self {
+            code: e.code.into(),
+            message: e.message,
+        }
     }
 }
 
 impl From<ByteRange> for types::ByteRange {
     fn from(r: ByteRange) -> Self {
-        Self { offset: r.offset, len: r.len }
+        Self {
+            offset: r.offset,
+            len: r.len,
+        }
     }
 }
 
 impl From<types::ByteRange> for ByteRange {
     fn from(r: types::ByteRange) -> Self {
-        Self { offset: r.offset, len: r.len }
+        Self {
+            offset: r.offset,
+            len: r.len,
+        }
     }
 }
 
@@ -58,8 +71,20 @@ impl From<Child> for extents::Child {
             ChildKind::Storage => extents::ChildKind::Storage,
             ChildKind::Backing => extents::ChildKind::Backing,
         };
-        let Child { id, reference, format, required, .. } = c;
-        Self { id, kind, reference, format, required }
+        let Child {
+            id,
+            reference,
+            format,
+            required,
+            ..
+        } = c;
+        Self {
+            id,
+            kind,
+            reference,
+            format,
+            required,
+        }
     }
 }
 
@@ -76,27 +101,57 @@ impl From<extents::Grant> for Grant {
 
 impl From<Geometry> for extents::Geometry {
     fn from(g: Geometry) -> Self {
-        let Geometry { size, unit, cluster_size, zero_granularity, discard_granularity } = g;
-        Self { size, unit, cluster_size, zero_granularity, discard_granularity }
+        let Geometry {
+            size,
+            unit,
+            cluster_size,
+            zero_granularity,
+            discard_granularity,
+        } = g;
+        Self {
+            size,
+            unit,
+            cluster_size,
+            zero_granularity,
+            discard_granularity,
+        }
     }
 }
 
 impl From<Extent> for extents::Extent {
     fn from(e: Extent) -> Self {
-        Self { offset: e.range.offset, len: e.range.len, at: e.at.into() }
+        Self {
+            offset: e.range.offset,
+            len: e.range.len,
+            at: e.at.into(),
+        }
     }
 }
 
 impl From<Location> for extents::Location {
     fn from(at: Location) -> Self {
         match at {
-            Location::Raw { slot, offset, in_place } => {
-                Self::Raw(extents::RawLoc { slot, offset, in_place, transform: 0 })
-            }
+            Location::Raw {
+                slot,
+                offset,
+                in_place,
+            } => Self::Raw(extents::RawLoc {
+                slot,
+                offset,
+                in_place,
+                transform: 0,
+            }),
             Location::Zero => Self::Zero,
             Location::Hole => Self::Hole,
             Location::Backing(offset) => Self::Backing(offset),
-            Location::Coded { slot, offset, stored_len, codec, unit_offset, unit_len } => {
+            Location::Coded {
+                slot,
+                offset,
+                stored_len,
+                codec,
+                unit_offset,
+                unit_len,
+            } => {
                 let codec = codec.into();
                 Self::Coded(extents::CodedLoc {
                     slot,
@@ -149,14 +204,30 @@ impl From<format_writer::WriteIntent> for WriteIntent {
             format_writer::WriteKind::Data => WriteKind::Data,
             format_writer::WriteKind::Compressed => WriteKind::Compressed,
         };
-        Self { range: i.range.into(), kind, stored_len: i.stored_len }
+        Self {
+            range: i.range.into(),
+            kind,
+            stored_len: i.stored_len,
+        }
     }
 }
 
 impl From<Placement> for format_writer::Placement {
     fn from(p: Placement) -> Self {
-        let Placement { token, intent, covers, slot, offset } = p;
-        Self { token, intent, covers: covers.into(), slot, offset }
+        let Placement {
+            token,
+            intent,
+            covers,
+            slot,
+            offset,
+        } = p;
+        Self {
+            token,
+            intent,
+            covers: covers.into(),
+            slot,
+            offset,
+        }
     }
 }
 
@@ -172,7 +243,10 @@ impl From<format_writer::DiscardKind> for DiscardKind {
 
 impl From<format_writer::SlotRange> for SlotRange {
     fn from(r: format_writer::SlotRange) -> Self {
-        Self { slot: r.slot, range: r.range.into() }
+        Self {
+            slot: r.slot,
+            range: r.range.into(),
+        }
     }
 }
 

@@ -17,7 +17,9 @@ thread_local! {
 /// becomes a trap.
 pub(super) fn enter() {
     if !HOOKED.replace(true) {
-        panic::set_hook(Box::new(|what| log::log(log::Level::Error, &what.to_string())));
+        panic::set_hook(Box::new(|what| {
+            log::log(log::Level::Error, &what.to_string())
+        }));
     }
 }
 
@@ -43,12 +45,17 @@ pub(super) fn with<T: 'static, R>(
     call: impl FnOnce(&mut T) -> crate::Result<R>,
 ) -> Result<R, types::Error> {
     enter();
-    IMAGE.with_borrow_mut(|image| match image.as_mut().and_then(|i| i.downcast_mut()) {
-        Some(image) => call(image).map_err(types::Error::from),
-        None => Err(einval("No image is open in this instance")),
-    })
+    IMAGE.with_borrow_mut(
+        |image| match image.as_mut().and_then(|i| i.downcast_mut()) {
+            Some(image) => call(image).map_err(types::Error::from),
+            None => Err(einval("No image is open in this instance")),
+        },
+    )
 }
 
 fn einval(message: &str) -> types::Error {
-    types::Error { code: types::Errno::Einval, message: message.to_owned() }
+    types::Error {
+        code: types::Errno::Einval,
+        message: message.to_owned(),
+    }
 }

@@ -29,7 +29,12 @@ impl Files for Host {
 
     fn corrupt(&self, message: &str, offset: Option<u64>, size: Option<u64>, fatal: bool) {
         let message = message.to_owned();
-        health::corrupt(&health::Corruption { message, offset, size, fatal });
+        health::corrupt(&health::Corruption {
+            message,
+            offset,
+            size,
+            fatal,
+        });
     }
 
     fn read(&self, slot: u32, offset: u64, len: usize) -> Result<Vec<u8>> {
