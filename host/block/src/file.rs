@@ -133,8 +133,16 @@ impl HostFile {
                     + "' to be a regular file",
             ));
         }
-        let len = if device { device_len(&file).map_err(could_not)? } else { meta.len() };
-        let align = if options.direct { direct_align(file.as_fd()) } else { 1 };
+        let len = if device {
+            device_len(&file).map_err(could_not)?
+        } else {
+            meta.len()
+        };
+        let align = if options.direct {
+            direct_align(file.as_fd())
+        } else {
+            1
+        };
         Ok(Self {
             fd: Arc::new(OwnedFd::from(file)),
             read_only,
@@ -261,7 +269,8 @@ impl HostFile {
             let until = self.now_ms() + STALL_PENALTY_MS;
             self.stalled_until.store(until, Ordering::Relaxed);
         }
-        self.len.fetch_max(offset + buf.len() as u64, Ordering::AcqRel);
+        self.len
+            .fetch_max(offset + buf.len() as u64, Ordering::AcqRel);
         Some(Ok(()))
     }
 
@@ -275,18 +284,18 @@ impl HostFile {
     }
 
     /// Read; bytes past the end are zero.
-    pub(crate) async fn read(
-        &self,
-        offset: u64,
-        mem: IoMem,
-    ) -> std::result::Result<(), Errno> {
+    pub(crate) async fn read(&self, offset: u64, mem: IoMem) -> std::result::Result<(), Errno> {
         if self.align > 1 && !self.is_aligned(offset, &mem) {
             return self.read_bounced(offset, &mem).await;
         }
         let mut done = 0;
         let len = mem.len();
         while done < len {
-            let part = if done == 0 { mem.clone() } else { mem.part(done, len - done) };
+            let part = if done == 0 {
+                mem.clone()
+            } else {
+                mem.part(done, len - done)
+            };
             let n = self.op(offset + done as u64, OpKind::Read(part)).await?;
             if n == 0 {
                 mem.part(done, len - done).fill_zero();
@@ -333,8 +342,15 @@ impl HostFile {
         #[cfg(any(test, feature = "testing"))]
         let traced = self.trace.as_ref().map(|t| (t, t.write(offset, &mem)));
         while done < len {
-            let part = if done == 0 { mem.clone() } else { mem.part(done, len - done) };
-            match self.op(offset + done as u64, OpKind::Write(part, fua)).await? {
+            let part = if done == 0 {
+                mem.clone()
+            } else {
+                mem.part(done, len - done)
+            };
+            match self
+                .op(offset + done as u64, OpKind::Write(part, fua))
+                .await?
+            {
                 0 => return Err(Errno::Io),
                 n => done += n,
             }
@@ -442,7 +458,14 @@ impl HostFile {
     async fn fallocate(&self, mode: i32, range: ByteRange) -> std::result::Result<(), Errno> {
         #[cfg(any(test, feature = "testing"))]
         let traced = self.trace.as_ref().map(|t| (t, t.zero(range)));
-        self.op(range.offset(), OpKind::Fallocate { mode, len: range.len() }).await?;
+        self.op(
+            range.offset(),
+            OpKind::Fallocate {
+                mode,
+                len: range.len(),
+            },
+        )
+        .await?;
         #[cfg(any(test, feature = "testing"))]
         if let Some((trace, id)) = traced {
             trace.written(id);
@@ -453,7 +476,11 @@ impl HostFile {
     /// Change the length.
     pub fn set_len(&self, len: u64) -> std::result::Result<(), Errno> {
         if self.device {
-            return if len <= self.len() { Ok(()) } else { Err(Errno::NotSup) };
+            return if len <= self.len() {
+                Ok(())
+            } else {
+                Err(Errno::NotSup)
+            };
         }
         #[cfg(any(test, feature = "testing"))]
         if let Some(trace) = &self.trace {
@@ -485,7 +512,11 @@ impl HostFile {
 
     async fn op(&self, offset: u64, kind: OpKind) -> std::result::Result<usize, Errno> {
         loop {
-            let op = Op { fd: self.fd.clone(), offset, kind: kind.clone() };
+            let op = Op {
+                fd: self.fd.clone(),
+                offset,
+                kind: kind.clone(),
+            };
             let n = submit(op, self.options.aio).await;
             if n >= 0 {
                 return Ok(n as usize);
@@ -503,7 +534,10 @@ fn could_not_open(path: &Path, e: &std::io::Error) -> Error {
         std::io::ErrorKind::NotFound => ErrorKind::NotFound,
         _ => ErrorKind::Io,
     };
-    Error::new(kind, format!("Could not open '{}': {reason}", path.display()))
+    Error::new(
+        kind,
+        format!("Could not open '{}': {reason}", path.display()),
+    )
 }
 
 /// `read_only` of the result tells what was granted.
@@ -511,7 +545,11 @@ fn open_file(options: &FileOptions) -> Result<(std::fs::File, bool)> {
     let flags =
         libc::O_CLOEXEC | libc::O_NONBLOCK | if options.direct { libc::O_DIRECT } else { 0 };
     let open = |write: bool| {
-        OpenOptions::new().read(true).write(write).custom_flags(flags).open(&options.path)
+        OpenOptions::new()
+            .read(true)
+            .write(write)
+            .custom_flags(flags)
+            .open(&options.path)
     };
     match open(!options.read_only) {
         Ok(file) => Ok((file, options.read_only)),
@@ -543,9 +581,14 @@ fn direct_align(fd: BorrowedFd<'_>) -> u32 {
     if let Ok(stat) = asked
         && stat.stx_dio_offset_align > 0
     {
-        return stat.stx_dio_offset_align.max(stat.stx_dio_mem_align).clamp(512, 4096);
+        return stat
+            .stx_dio_offset_align
+            .max(stat.stx_dio_mem_align)
+            .clamp(512, 4096);
     }
-    let Ok(dup) = fd.try_clone_to_owned() else { return 4096 };
+    let Ok(dup) = fd.try_clone_to_owned() else {
+        return 4096;
+    };
     let file = std::fs::File::from(dup);
     let mut buf = Buf::zeroed(4096);
     match file.read_at(&mut buf.as_mut_slice()[..512], 0) {

@@ -82,7 +82,10 @@ impl Gate {
     }
 
     fn inside(&self, parity: usize) -> usize {
-        self.shards.iter().map(|s| s.0[parity].load(Ordering::Acquire)).sum()
+        self.shards
+            .iter()
+            .map(|s| s.0[parity].load(Ordering::Acquire))
+            .sum()
     }
 
     /// Requests inside now.

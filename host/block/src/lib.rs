@@ -10,6 +10,8 @@ pub mod error;
 pub mod file;
 pub mod format;
 pub mod gate;
+pub mod image;
+pub mod node;
 mod range;
 #[cfg(any(test, feature = "testing"))]
 pub mod trace;
@@ -18,4 +20,5 @@ pub use engine::buffer::Buf;
 pub use engine::{Aio, IoThread};
 pub use errno::{Errno, strerror};
 pub use error::{Error, ErrorKind, Result};
+pub use node::Node;
 pub use range::ByteRange;

@@ -26,9 +26,16 @@ impl ByteRange {
     /// From `start` to (not including) `end`; empty if `end < start`.
     #[must_use]
     pub const fn between(start: u64, end: u64) -> Self {
-        let end = if end > Self::END_MAX { Self::END_MAX } else { end };
+        let end = if end > Self::END_MAX {
+            Self::END_MAX
+        } else {
+            end
+        };
         let start = if start > end { end } else { start };
-        Self { offset: start, len: end - start }
+        Self {
+            offset: start,
+            len: end - start,
+        }
     }
 
     /// First byte.
@@ -125,7 +132,10 @@ mod tests {
     #[test]
     fn intersection() {
         let a = ByteRange::between(0, 10);
-        assert_eq!(a.intersect(ByteRange::between(5, 20)), Some(ByteRange::between(5, 10)));
+        assert_eq!(
+            a.intersect(ByteRange::between(5, 20)),
+            Some(ByteRange::between(5, 10))
+        );
         assert_eq!(a.intersect(ByteRange::between(10, 20)), None);
         assert!(!a.overlaps(ByteRange::between(10, 20)));
     }

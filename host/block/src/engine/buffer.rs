@@ -52,10 +52,15 @@ impl Buf {
             .expect("a buffer length is bounded far below isize::MAX");
         // SAFETY: the layout's size is not zero.
         let raw = unsafe { alloc(layout) };
-        let Some(ptr) = NonNull::new(raw) else { handle_alloc_error(layout) };
+        let Some(ptr) = NonNull::new(raw) else {
+            handle_alloc_error(layout)
+        };
         // SAFETY: `ptr` owns `size` freshly allocated bytes.
         unsafe { ptr.as_ptr().write_bytes(0, size) };
-        Self { mem: Arc::new(Mem { ptr, layout }), len }
+        Self {
+            mem: Arc::new(Mem { ptr, layout }),
+            len,
+        }
     }
 
     /// A buffer with these bytes.
@@ -105,9 +110,18 @@ impl Buf {
 
     /// `len` bytes from `at`, for an operation.
     pub(crate) fn io_part(&self, at: usize, len: usize) -> IoMem {
-        assert!(at <= self.len && len <= self.len - at, "operation inside its buffer");
-        let piece = Piece { ptr: self.mem.ptr.as_ptr().wrapping_add(at), len };
-        IoMem { pieces: Pieces::One(piece), keep: vec![self.mem.clone()] }
+        assert!(
+            at <= self.len && len <= self.len - at,
+            "operation inside its buffer"
+        );
+        let piece = Piece {
+            ptr: self.mem.ptr.as_ptr().wrapping_add(at),
+            len,
+        };
+        IoMem {
+            pieces: Pieces::One(piece),
+            keep: vec![self.mem.clone()],
+        }
     }
 }
 
@@ -149,7 +163,10 @@ impl IoMem {
             keep.extend(part.keep);
         }
         pieces.retain(|p| p.len > 0);
-        Self { pieces: Pieces::Many(pieces), keep }
+        Self {
+            pieces: Pieces::Many(pieces),
+            keep,
+        }
     }
 
     fn as_pieces(&self) -> &[Piece] {
@@ -178,7 +195,10 @@ impl IoMem {
             if take == 0 {
                 break;
             }
-            out.push(Piece { ptr: p.ptr.wrapping_add(skip), len: take });
+            out.push(Piece {
+                ptr: p.ptr.wrapping_add(skip),
+                len: take,
+            });
             left -= take;
             skip = 0;
         }
@@ -187,14 +207,20 @@ impl IoMem {
             [one] => Pieces::One(*one),
             _ => Pieces::Many(out),
         };
-        Self { pieces, keep: self.keep.clone() }
+        Self {
+            pieces,
+            keep: self.keep.clone(),
+        }
     }
 
     /// As the kernel wants it.
     pub(crate) fn iovecs(&self) -> Vec<libc::iovec> {
         self.as_pieces()
             .iter()
-            .map(|p| libc::iovec { iov_base: p.ptr.cast(), iov_len: p.len })
+            .map(|p| libc::iovec {
+                iov_base: p.ptr.cast(),
+                iov_len: p.len,
+            })
             .collect()
     }
 
@@ -208,7 +234,9 @@ impl IoMem {
 
     /// Aligned for direct I/O in blocks of `align` bytes?
     pub(crate) fn is_aligned(&self, align: usize) -> bool {
-        self.as_pieces().iter().all(|p| p.ptr.addr() % align == 0 && p.len % align == 0)
+        self.as_pieces()
+            .iter()
+            .all(|p| p.ptr.addr() % align == 0 && p.len % align == 0)
     }
 
     /// Zero everything. The caller owns the memory's content at this time.

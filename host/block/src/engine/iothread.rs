@@ -87,11 +87,16 @@ impl IoThread {
     /// The operating system refused a thread.
     pub fn start(name: &str) -> io::Result<Self> {
         let (jobs, queue) = mpsc::unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         std::thread::Builder::new()
             .name(format!("io-{name}").chars().take(15).collect())
             .spawn(move || run(&runtime, queue))?;
-        Ok(Self { name: Arc::from(name), jobs })
+        Ok(Self {
+            name: Arc::from(name),
+            jobs,
+        })
     }
 
     /// The object id.
@@ -185,7 +190,9 @@ async fn submitter(ring: Rc<RefCell<Ring>>, wake: Rc<Notify>) {
 
 async fn reaper(ring: Rc<RefCell<Ring>>, fd: AsyncFd<RingFd>) {
     loop {
-        let Ok(mut ready) = fd.readable().await else { return };
+        let Ok(mut ready) = fd.readable().await else {
+            return;
+        };
         ready.clear_ready();
         ring.borrow_mut().turn();
     }
@@ -214,13 +221,22 @@ mod tests {
                         .iter()
                         .map(|b| {
                             let kind = OpKind::Read(b.io());
-                            submit(Op { fd: fd.clone(), offset: 4096, kind }, aio)
+                            submit(
+                                Op {
+                                    fd: fd.clone(),
+                                    offset: 4096,
+                                    kind,
+                                },
+                                aio,
+                            )
                         })
                         .collect();
                     for op in ops {
                         assert_eq!(op.await, 4096);
                     }
-                    bufs.iter().map(|b| u64::from(b.as_slice()[4095])).sum::<u64>()
+                    bufs.iter()
+                        .map(|b| u64::from(b.as_slice()[4095]))
+                        .sum::<u64>()
                 })
                 .await;
             assert_eq!(sum, Some(4900));

@@ -12,6 +12,6 @@ mod pool;
 pub(crate) mod syscalls;
 mod uring;
 
-pub use iothread::{Aio, IoThread};
 pub(crate) use iothread::submit;
+pub use iothread::{Aio, IoThread};
 pub(crate) use op::{Op, OpFuture, OpKind};

@@ -63,7 +63,9 @@ impl Op {
             if done >= 0 {
                 return i32::try_from(done).unwrap_or(i32::MAX);
             }
-            let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+            let errno = std::io::Error::last_os_error()
+                .raw_os_error()
+                .unwrap_or(libc::EIO);
             if errno != libc::EINTR {
                 return -errno;
             }

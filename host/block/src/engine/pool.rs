@@ -76,8 +76,10 @@ impl Pool {
                 continue;
             }
             state.idle += 1;
-            let (next, timeout) =
-                self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            let (next, timeout) = self
+                .work
+                .wait_timeout(state, IDLE)
+                .unwrap_or_else(PoisonError::into_inner);
             state = next;
             state.idle -= 1;
             if timeout.timed_out() && state.queue.is_empty() {

@@ -33,7 +33,11 @@ pub(crate) fn lock_byte(fd: BorrowedFd<'_>, at: u64, kind: LockKind) -> io::Resu
     let lock = flock(kind, at);
     // SAFETY: `lock` is a valid `struct flock` for the time of the call.
     let r = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
-    if r == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if r == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Does another open file description hold a lock on the byte `at`?
@@ -71,12 +75,21 @@ pub(crate) fn is_resident(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Option<b
     const PAGE: u64 = 4096;
     let first = offset / PAGE;
     let last = (offset + len).div_ceil(PAGE);
-    let range = CachestatRange { off: first * PAGE, len: (last - first) * PAGE };
+    let range = CachestatRange {
+        off: first * PAGE,
+        len: (last - first) * PAGE,
+    };
     let mut stat = Cachestat::default();
     // SAFETY: both structures have the kernel's layout and live through the
     // call; an unknown system call fails with ENOSYS.
     let r = unsafe {
-        libc::syscall(SYS_CACHESTAT, fd.as_raw_fd(), &raw const range, &raw mut stat, 0)
+        libc::syscall(
+            SYS_CACHESTAT,
+            fd.as_raw_fd(),
+            &raw const range,
+            &raw mut stat,
+            0,
+        )
     };
     (r == 0).then(|| stat.nr_cache >= last - first)
 }

@@ -52,7 +52,12 @@ impl Ring {
             .setup_single_issuer()
             .build(ENTRIES)
             .or_else(|_| IoUring::new(ENTRIES))?;
-        Ok(Self { ring, inflight: Slab::new(), backlog: VecDeque::new(), queued: 0 })
+        Ok(Self {
+            ring,
+            inflight: Slab::new(),
+            backlog: VecDeque::new(),
+            queued: 0,
+        })
     }
 
     pub(crate) fn raw_fd(&self) -> RawFd {
@@ -69,9 +74,9 @@ impl Ring {
         let mut iovecs = Vec::new();
         let entry = match &op.kind {
             OpKind::Read(mem) => match mem.single() {
-                Some((ptr, len)) => {
-                    opcode::Read::new(fd, ptr, len as u32).offset(op.offset).build()
-                }
+                Some((ptr, len)) => opcode::Read::new(fd, ptr, len as u32)
+                    .offset(op.offset)
+                    .build(),
                 None => {
                     iovecs = mem.iovecs();
                     opcode::Readv::new(fd, iovecs.as_ptr(), iovecs.len() as u32)
@@ -95,14 +100,19 @@ impl Ring {
                     }
                 }
             }
-            OpKind::Datasync => {
-                opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
-            }
-            OpKind::Fallocate { mode, len } => {
-                opcode::Fallocate::new(fd, *len).offset(op.offset).mode(*mode).build()
-            }
+            OpKind::Datasync => opcode::Fsync::new(fd)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
+            OpKind::Fallocate { mode, len } => opcode::Fallocate::new(fd, *len)
+                .offset(op.offset)
+                .mode(*mode)
+                .build(),
         };
-        let key = self.inflight.insert(InFlight { done, op, _iovecs: iovecs });
+        let key = self.inflight.insert(InFlight {
+            done,
+            op,
+            _iovecs: iovecs,
+        });
         let entry = entry.user_data(key as u64);
         loop {
             // SAFETY: descriptor, memory and iovecs of the entry are owned by
@@ -142,14 +152,18 @@ impl Ring {
     pub(crate) fn reap(&mut self) -> usize {
         let mut reaped = 0;
         loop {
-            let Some(cqe) = self.ring.completion().next() else { break };
+            let Some(cqe) = self.ring.completion().next() else {
+                break;
+            };
             reaped += 1;
             if let Some(entry) = self.inflight.try_remove(cqe.user_data() as usize) {
                 entry.finish(cqe.result());
             }
         }
         while self.inflight.len() < INFLIGHT_MAX {
-            let Some((op, done)) = self.backlog.pop_front() else { break };
+            let Some((op, done)) = self.backlog.pop_front() else {
+                break;
+            };
             self.push(op, done);
         }
         reaped

@@ -1,0 +1,107 @@
+//! Native decoding and encoding of compressed units, and a small cache of
+//! decoded ones.
+//!
+//! Any iothread; the cache is locked for a lookup or an insert only. A stored
+//! unit may be followed by bytes that do not belong to it.
+
+use std::collections::VecDeque;
+use std::io::Read;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use flate2::bufread::{DeflateDecoder, GzDecoder, ZlibDecoder};
+
+use crate::Errno;
+use crate::format::{Codec, Coded};
+
+/// Decoded bytes kept per node: a few of the largest units, many usual ones.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// Decode `stored` into exactly `unit_len` bytes.
+pub(crate) fn decode(codec: Codec, stored: &[u8], unit_len: usize) -> Result<Vec<u8>, Errno> {
+    let mut out = vec![0; unit_len];
+    let result = match codec {
+        Codec::Deflate => DeflateDecoder::new(stored).read_exact(&mut out),
+        Codec::Zlib => ZlibDecoder::new(stored).read_exact(&mut out),
+        Codec::Gzip => GzDecoder::new(stored).read_exact(&mut out),
+        Codec::Zstd => zstd::stream::read::Decoder::with_buffer(stored)
+            .and_then(|mut d| d.read_exact(&mut out)),
+    };
+    result.map(|()| out).map_err(|_| Errno::Io)
+}
+
+/// Encode a unit; `None` if the result would not be smaller than `len_max`.
+pub(crate) fn encode(codec: Codec, unit: &[u8], len_max: usize) -> Option<Vec<u8>> {
+    use flate2::Compression;
+    use flate2::bufread::{DeflateEncoder, GzEncoder, ZlibEncoder};
+    let mut out = Vec::with_capacity(unit.len() / 2);
+    let level = Compression::default();
+    let done = match codec {
+        Codec::Deflate => DeflateEncoder::new(unit, level).read_to_end(&mut out),
+        Codec::Zlib => ZlibEncoder::new(unit, level).read_to_end(&mut out),
+        Codec::Gzip => GzEncoder::new(unit, level).read_to_end(&mut out),
+        Codec::Zstd => zstd::stream::read::Encoder::with_buffer(unit, 0)
+            .and_then(|mut e| e.read_to_end(&mut out)),
+    };
+    done.ok().filter(|_| out.len() < len_max).map(|_| out)
+}
+
+/// Decoded units, oldest first out.
+#[derive(Debug, Default)]
+pub(crate) struct DecodedCache(Mutex<VecDeque<(Coded, Arc<Vec<u8>>)>>);
+
+impl DecodedCache {
+    /// The unit, if it is here.
+    pub(crate) fn get(&self, unit: &Coded) -> Option<Arc<Vec<u8>>> {
+        let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cache
+            .iter()
+            .find(|(key, _)| key == unit)
+            .map(|(_, data)| data.clone())
+    }
+
+    /// Remember a unit.
+    pub(crate) fn put(&self, unit: Coded, data: Arc<Vec<u8>>) {
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.push_back((unit, data));
+        let mut bytes: usize = cache.iter().map(|(_, d)| d.len()).sum();
+        while bytes > CACHE_BYTES && cache.len() > 1 {
+            if let Some((_, old)) = cache.pop_front() {
+                bytes -= old.len();
+            }
+        }
+    }
+
+    /// The file range of `slot` was freed or rewritten.
+    pub(crate) fn clear(&self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_codec_round_trips_with_bytes_behind_it() {
+        let unit: Vec<u8> = (0..65536u32).map(|i| (i / 100) as u8).collect();
+        for codec in [Codec::Deflate, Codec::Zlib, Codec::Gzip, Codec::Zstd] {
+            let mut stored = encode(codec, &unit, unit.len()).unwrap();
+            stored.extend_from_slice(&[0xa5; 100]);
+            assert_eq!(
+                decode(codec, &stored, unit.len()).unwrap(),
+                unit,
+                "{codec:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn damaged_and_short_units_are_errors() {
+        assert_eq!(decode(Codec::Deflate, &[0xff; 40], 512), Err(Errno::Io));
+        let stored = encode(Codec::Zstd, &[1; 512], 512).unwrap();
+        assert_eq!(decode(Codec::Zstd, &stored, 1024), Err(Errno::Io));
+    }
+}

@@ -1,0 +1,172 @@
+//! A node whose format is understood by a plugin.
+//!
+//! Any iothread may use it; hits of the extent map take no lock. Everything
+//! that needs the plugin goes through one async lock ([`Image::plugin`]), in
+//! whose critical section the answer is verified, its transaction applied to
+//! the overlay and the extent map changed, so that the three never disagree.
+//!
+//! ```text
+//!   try_read / try_write --- map hit ---> child nodes (files)
+//!          | miss                             ^         ^
+//!   read / write --- plugin lock --- call --- verify   overlay --- flush
+//! ```
+//!
+//! Invariants: a mapping is in the map only if it was verified; what FLUSH
+//! acknowledged is durable; freed space is reused only after its unmapping is
+//! durable and everyone who might still use it has left (`gate`).
+
+mod codec;
+mod fault;
+mod files;
+mod flush;
+mod locks;
+mod map;
+mod open;
+mod overlay;
+mod read;
+mod status;
+mod turn;
+mod verify;
+mod write;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use tokio::sync::Mutex as AsyncMutex;
+
+use crate::format::{Format, FormatFactory, Geometry, Grant, Placement, SlotRange};
+use crate::gate::Gate;
+use crate::node::Node;
+
+pub use files::EventSink;
+pub use open::{ChildSource, create};
+
+use codec::DecodedCache;
+use files::ImageFiles;
+use flush::Flusher;
+use locks::RangeLocks;
+use map::ExtentMap;
+use turn::Turn;
+use verify::Verifier;
+
+/// What an image tells the control plane.
+#[derive(Clone, Debug)]
+pub enum ImageEvent {
+    /// Damage was found (QMP: BLOCK_IMAGE_CORRUPTED).
+    Corrupted {
+        /// Which node.
+        node_name: String,
+        /// What.
+        message: String,
+        /// Where, if known.
+        offset: Option<u64>,
+        /// How many bytes.
+        size: Option<u64>,
+        /// No more writes.
+        fatal: bool,
+    },
+    /// The node changed to this state after plugin faults.
+    State {
+        /// Which node.
+        node_name: String,
+        /// Which state.
+        state: ImageState,
+    },
+}
+
+/// How much of an image can still be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageState {
+    /// Everything.
+    Healthy,
+    /// Reads only: a commit failed or damage was found.
+    WritesRefused,
+    /// Nothing: the plugin failed again.
+    Failed,
+}
+
+/// What the plugin lock protects.
+struct Plugin {
+    instance: Option<Box<dyn Format>>,
+    /// `None` only while opening.
+    verifier: Option<Verifier>,
+    /// Goes up with every fresh instance: older tokens mean nothing to it.
+    generation: u64,
+    /// Placements that were neither committed nor aborted.
+    reserved: HashMap<u64, Placement>,
+    /// Freed in the active generation of the overlay.
+    freed: Vec<SlotRange>,
+    /// Cut to these lengths once the active generation is durable.
+    truncated: Vec<(u32, u64)>,
+    faults: fault::Window,
+}
+
+/// A format node.
+pub struct Image {
+    factory: Arc<dyn FormatFactory>,
+    options: String,
+    writable: bool,
+    files: Arc<ImageFiles>,
+    backing: Option<Arc<Node>>,
+    grants: Vec<Grant>,
+    geometry: Geometry,
+    size: AtomicU64,
+    map: ExtentMap,
+    plugin: AsyncMutex<Plugin>,
+    turn: Turn,
+    locks: RangeLocks,
+    decoded: DecodedCache,
+    gate: Gate,
+    state: AtomicU8,
+    flusher: Flusher,
+}
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Image")
+            .field("format", &self.factory.name())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Image {
+    /// Guest-visible length in bytes.
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Preferred I/O size.
+    pub fn cluster_size(&self) -> u32 {
+        self.geometry.cluster_size
+    }
+
+    /// Can it be written, as it was opened?
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// What can still be used.
+    pub fn state(&self) -> ImageState {
+        match self.state.load(Ordering::Acquire) {
+            0 => ImageState::Healthy,
+            1 => ImageState::WritesRefused,
+            _ => ImageState::Failed,
+        }
+    }
+
+    /// Storage children by slot; slot 0 is the image file.
+    pub fn storage(&self) -> Vec<Arc<Node>> {
+        self.files.nodes()
+    }
+
+    /// The backing node, if there is one.
+    pub fn backing(&self) -> Option<&Arc<Node>> {
+        self.backing.as_ref()
+    }
+
+    /// The format's factory.
+    pub fn factory(&self) -> &Arc<dyn FormatFactory> {
+        &self.factory
+    }
+}

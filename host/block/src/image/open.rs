@@ -1,0 +1,228 @@
+//! Opening, closing and creating images.
+//!
+//! Runs on whatever thread the control plane asks; the image is not shared yet.
+//! Invariant: a child that the image names is never opened here. The caller's
+//! [`ChildSource`] grants or refuses it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64};
+
+use tokio::sync::Mutex as AsyncMutex;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{
+    Child, ChildKind, FormatError, FormatFactory, Geometry, Grant, Granted, Stage, TxnOp,
+};
+use crate::gate::Gate;
+use crate::node::Node;
+
+use super::codec::DecodedCache;
+use super::files::{EventSink, ImageFiles};
+use super::flush::Flusher;
+use super::locks::RangeLocks;
+use super::map::ExtentMap;
+use super::overlay::Bytes;
+use super::turn::Turn;
+use super::{Image, Plugin, fault, verify};
+
+/// Who decides about the files that an image names.
+pub trait ChildSource {
+    /// The node for this child; `None`: there is none (`"backing": null`, or
+    /// optional and not given).
+    ///
+    /// # Errors
+    /// The operator did not grant it: the sentence says what to do.
+    fn child(&mut self, child: &Child) -> Result<Option<Arc<Node>>>;
+}
+
+pub(super) fn control_error(node_name: &str, e: FormatError) -> Error {
+    match e {
+        FormatError::Refused { message, .. } => Error::new(ErrorKind::Invalid, message),
+        FormatError::Fault(fault) => {
+            Error::new(ErrorKind::Plugin, format!("Node '{node_name}': {fault}"))
+        }
+    }
+}
+
+impl Image {
+    /// Open the image in `primary`.
+    ///
+    /// # Errors
+    /// The format's own sentence, a refused child, or a plugin fault.
+    pub async fn open(
+        node_name: &str,
+        factory: Arc<dyn FormatFactory>,
+        options: String,
+        writable: bool,
+        primary: Arc<Node>,
+        children: &mut dyn ChildSource,
+        events: EventSink,
+    ) -> Result<Self> {
+        if writable && !factory.writable() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "Format '{}' is read-only: add 'read-only': true to node '{node_name}'",
+                    factory.name()
+                ),
+            ));
+        }
+        let fail = |e| control_error(node_name, e);
+        let files = Arc::new(ImageFiles::new(node_name, primary, events));
+        let mut instance = factory.instantiate(files.clone()).await.map_err(fail)?;
+        let asked = instance.open(&options, writable).await.map_err(fail)?;
+        verify::children(&asked).map_err(|f| fail(FormatError::Fault(f)))?;
+        let mut grants = Vec::new();
+        let mut backing = None;
+        for child in asked {
+            let node = children.child(&child)?;
+            let what = match (child.kind, node) {
+                (_, None) if child.required => {
+                    return Err(Error::new(
+                        ErrorKind::Invalid,
+                        format!("Node '{node_name}': the image needs '{}'", child.id),
+                    ));
+                }
+                (_, None) => Granted::None,
+                (ChildKind::Storage, Some(node)) => Granted::Slot(files.grant(node)),
+                (ChildKind::Backing, Some(node)) => {
+                    let size = node.size();
+                    backing = Some(node);
+                    Granted::Backing(size)
+                }
+            };
+            grants.push(Grant { id: child.id, what });
+        }
+        let call = instance.activate(grants.clone()).await.map_err(fail)?;
+        let geometry: Geometry = call.value;
+        Self::check_geometry(&geometry).map_err(fail)?;
+        let plugin = Plugin {
+            instance: Some(instance),
+            verifier: Some(verify::Verifier::new(files.count(), &geometry)),
+            generation: 0,
+            reserved: HashMap::new(),
+            freed: Vec::new(),
+            truncated: Vec::new(),
+            faults: fault::Window::default(),
+        };
+        let image = Self {
+            factory,
+            options,
+            writable,
+            files,
+            backing,
+            grants,
+            geometry,
+            size: AtomicU64::new(geometry.size),
+            map: ExtentMap::new(geometry.size, geometry.unit),
+            plugin: AsyncMutex::new(plugin),
+            turn: Turn::default(),
+            locks: RangeLocks::default(),
+            decoded: DecodedCache::default(),
+            gate: Gate::default(),
+            state: AtomicU8::new(0),
+            flusher: Flusher::default(),
+        };
+        {
+            let mut plugin = image.plugin.lock().await;
+            image.apply(&mut plugin, call).await.map_err(fail)?;
+        }
+        Ok(image)
+    }
+
+    /// Write everything back and mark the image clean.
+    ///
+    /// # Errors
+    /// What the files or the plugin said; the image may then need a repair.
+    pub async fn close(&self, node_name: &str) -> Result<()> {
+        if !self.writable {
+            return Ok(());
+        }
+        let io = |e: crate::Errno| {
+            Error::new(
+                ErrorKind::Io,
+                format!("Node '{node_name}' could not be closed: {e}"),
+            )
+        };
+        self.settle().await.map_err(io)?;
+        let mut plugin = self.plugin.lock().await;
+        if plugin.instance.is_some() {
+            let call = self.call_once(&mut plugin, |f| f.close());
+            let call = call.await.map_err(|e| control_error(node_name, e))?;
+            self.apply(&mut plugin, call)
+                .await
+                .map_err(|e| control_error(node_name, e))?;
+        }
+        plugin.instance = None;
+        drop(plugin);
+        self.write_back().await.map_err(io)
+    }
+
+    /// Format facts: a JSON object.
+    ///
+    /// # Errors
+    /// The plugin's.
+    pub async fn facts(&self) -> std::result::Result<String, FormatError> {
+        let mut plugin = self.plugin.lock().await;
+        self.call(&mut plugin, |f| f.facts()).await
+    }
+}
+
+/// Make a new image of this format in `primary`, which is emptied first.
+///
+/// # Errors
+/// The format's own sentence, or what the file said.
+pub async fn create(
+    factory: &Arc<dyn FormatFactory>,
+    options: &str,
+    primary: Arc<Node>,
+    storage: Vec<Arc<Node>>,
+) -> Result<()> {
+    let name = primary.name().to_owned();
+    let fail = |e| control_error(&name, e);
+    let io = |e: crate::Errno| Error::new(ErrorKind::Io, format!("Node '{name}': {e}"));
+    primary.resize_storage(0).map_err(io)?;
+    let files = Arc::new(ImageFiles::new(&name, primary, Arc::new(|_| {})));
+    for node in storage {
+        files.grant(node);
+    }
+    let mut instance = factory.instantiate(files.clone()).await.map_err(fail)?;
+    let call = instance.create(options).await.map_err(fail)?;
+    for op in call.txn {
+        match op {
+            TxnOp::Write {
+                slot,
+                stage,
+                offset,
+                data,
+            } => {
+                files
+                    .queue(slot, stage, offset, Bytes::Given(&data))
+                    .await
+                    .map_err(io)?;
+            }
+            TxnOp::Zero { slot, stage, range } => {
+                let zeroes = Bytes::Zeroes(range.len());
+                files
+                    .queue(slot, stage, range.offset(), zeroes)
+                    .await
+                    .map_err(io)?;
+            }
+            TxnOp::Grow { slot, size } => {
+                files.node(slot).and_then(|n| n.grow_to(size)).map_err(io)?;
+            }
+            // A new image has nothing to give back.
+            TxnOp::Free(_) | TxnOp::Truncate { .. } => {}
+        }
+    }
+    files.overlay().seal();
+    for stage in [Stage::Prepare, Stage::Mapping] {
+        files.write_out(stage).await.map_err(io)?;
+        for node in files.nodes() {
+            node.flush().await.map_err(io)?;
+        }
+    }
+    files.overlay().retire();
+    Ok(())
+}

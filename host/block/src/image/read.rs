@@ -1,0 +1,220 @@
+//! Reading: hits without a lock, misses through the plugin.
+
+use std::sync::Arc;
+
+use crate::engine::buffer::{Buf, IoMem};
+use crate::format::{Coded, Extent};
+use crate::node::Segment;
+use crate::{ByteRange, Errno};
+
+use super::map::{Place, Run};
+use super::{Image, ImageState, codec};
+
+impl Image {
+    /// Read without waiting; `None`: something must be asked or waited for.
+    pub(crate) fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Errno>> {
+        let _pass = self.gate.try_enter()?;
+        if self.state() == ImageState::Failed {
+            return Some(Err(Errno::Io));
+        }
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            let run = self
+                .map
+                .run(ByteRange::between(at, offset + buf.len() as u64));
+            let len = run.len as usize;
+            let out = &mut buf[done..done + len];
+            let result = match run.place {
+                Place::Raw { slot, offset, .. } => {
+                    self.files.node(slot).ok()?.try_read(offset, out)?
+                }
+                Place::Zero | Place::Hole => {
+                    out.fill(0);
+                    Ok(())
+                }
+                Place::Backing(offset) => self.try_read_backing(offset, out)?,
+                Place::Coded(unit) => {
+                    let data = self.decoded.get(&unit)?;
+                    let skip = (at - unit.unit_offset) as usize;
+                    out.copy_from_slice(&data[skip..skip + len]);
+                    Ok(())
+                }
+                Place::Unknown | Place::Special(_) => return None,
+            };
+            if result.is_err() {
+                return Some(result);
+            }
+            done += len;
+        }
+        Some(Ok(()))
+    }
+
+    fn try_read_backing(&self, offset: u64, out: &mut [u8]) -> Option<Result<(), Errno>> {
+        let Some(backing) = &self.backing else {
+            out.fill(0);
+            return Some(Ok(()));
+        };
+        // A backing file may be shorter than what stands on it.
+        let inside = backing.size().saturating_sub(offset).min(out.len() as u64) as usize;
+        out[inside..].fill(0);
+        if inside == 0 {
+            Some(Ok(()))
+        } else {
+            backing.try_read(offset, &mut out[..inside])
+        }
+    }
+
+    /// Read, whatever it takes.
+    pub(crate) async fn read(&self, offset: u64, mem: IoMem) -> Result<(), Errno> {
+        let _pass = self.gate.enter().await;
+        self.read_inside(offset, mem).await
+    }
+
+    /// [`Image::read`] for who is inside the gate already. Bytes past the end
+    /// are zero.
+    pub(super) async fn read_inside(&self, offset: u64, mem: IoMem) -> Result<(), Errno> {
+        let end = offset + mem.len() as u64;
+        let mut at = offset;
+        let mut parts = Vec::new();
+        while at < end {
+            if at >= self.size() {
+                mem.part((at - offset) as usize, (end - at) as usize)
+                    .fill_zero();
+                break;
+            }
+            let range = ByteRange::between(at, end.min(self.size()));
+            let run = self.known_run(range).await?;
+            let part = mem.part((at - offset) as usize, run.len as usize);
+            parts.push(self.read_run(at, run, part));
+            at += run.len;
+        }
+        // Started one after another, waited for together.
+        for result in futures_util::future::join_all(parts).await {
+            result?;
+        }
+        Ok(())
+    }
+
+    async fn read_run(&self, guest: u64, run: Run, mem: IoMem) -> Result<(), Errno> {
+        match run.place {
+            Place::Raw { slot, offset, .. } => self.files.node(slot)?.read_mem(offset, mem).await,
+            Place::Zero | Place::Hole => {
+                mem.fill_zero();
+                Ok(())
+            }
+            Place::Backing(offset) => {
+                let Some(backing) = &self.backing else {
+                    mem.fill_zero();
+                    return Ok(());
+                };
+                let inside = backing.size().saturating_sub(offset).min(run.len) as usize;
+                mem.part(inside, mem.len() - inside).fill_zero();
+                if inside > 0 {
+                    backing.read_mem(offset, mem.part(0, inside)).await?;
+                }
+                Ok(())
+            }
+            Place::Coded(unit) => {
+                let data = self.decoded(unit).await?;
+                let skip = (guest - unit.unit_offset) as usize;
+                mem.copy_from(&data[skip..skip + mem.len()]);
+                Ok(())
+            }
+            Place::Special(id) => {
+                let range = ByteRange::between(guest, guest + run.len);
+                let mut plugin = self.plugin.lock().await;
+                let bytes = self.call(&mut plugin, |f| f.read_special(id, range)).await;
+                let bytes = bytes.map_err(|e| e.errno())?;
+                if bytes.len() != mem.len() {
+                    return Err(Errno::Io);
+                }
+                mem.copy_from(&bytes);
+                Ok(())
+            }
+            Place::Unknown => Err(Errno::Io),
+        }
+    }
+
+    /// The run at the start of `range`, asking the plugin if need be.
+    pub(super) async fn known_run(&self, range: ByteRange) -> Result<Run, Errno> {
+        let run = self.map.run(range);
+        if run.place != Place::Unknown {
+            return Ok(run);
+        }
+        self.resolve(range).await
+    }
+
+    async fn resolve(&self, range: ByteRange) -> Result<Run, Errno> {
+        let mut plugin = self.plugin.lock().await;
+        // Someone else may have asked while we waited.
+        let run = self.map.run(range);
+        if run.place != Place::Unknown {
+            return Ok(run);
+        }
+        for _ in 0..2 {
+            let result = self.call(&mut plugin, |f| f.resolve(range)).await;
+            let extents: Vec<Extent> = result.map_err(|e| {
+                tracing::warn!(
+                    node = crate::format::FormatFiles::node_name(&*self.files),
+                    range = ?range,
+                    reason = %e,
+                    "an image could not be mapped"
+                );
+                e.errno()
+            })?;
+            match self.insert(&mut plugin, range, &extents) {
+                Ok(()) => {
+                    let run = self.map.run(range);
+                    return if run.place == Place::Unknown {
+                        Err(Errno::Io)
+                    } else {
+                        Ok(run)
+                    };
+                }
+                Err(fault) => self.faulted(&mut plugin, &fault),
+            }
+        }
+        Err(Errno::Io)
+    }
+
+    /// A decoded unit, from the cache or the file.
+    async fn decoded(&self, unit: Coded) -> Result<Arc<Vec<u8>>, Errno> {
+        if let Some(data) = self.decoded.get(&unit) {
+            return Ok(data);
+        }
+        let node = self.files.node(unit.slot)?;
+        let stored = Buf::zeroed(unit.stored_len as usize);
+        node.read_mem(unit.offset, stored.io()).await?;
+        let data = codec::decode(unit.codec, stored.as_slice(), unit.unit_len as usize)?;
+        let data = Arc::new(data);
+        self.decoded.put(unit, data.clone());
+        Ok(data)
+    }
+
+    /// The first piece of `range`, as far as it is known without waiting.
+    pub(crate) fn segment(&self, range: ByteRange) -> Segment {
+        let run = self.map.run(range);
+        let part = ByteRange::between(range.offset(), range.offset() + run.len);
+        match run.place {
+            Place::Raw { slot, offset, .. } => match self.files.node(slot) {
+                Ok(node) => node.segment(ByteRange::between(offset, offset + part.len())),
+                Err(_) => Segment::Unknown { len: part.len() },
+            },
+            Place::Zero | Place::Hole => Segment::Zero { len: part.len() },
+            Place::Backing(offset) => match &self.backing {
+                None => Segment::Zero { len: part.len() },
+                Some(backing) => {
+                    let inside = backing.size().saturating_sub(offset).min(part.len());
+                    if inside == 0 {
+                        return Segment::Zero { len: part.len() };
+                    }
+                    backing.segment(ByteRange::between(offset, offset + inside))
+                }
+            },
+            Place::Unknown | Place::Coded(_) | Place::Special(_) => {
+                Segment::Unknown { len: part.len() }
+            }
+        }
+    }
+}

@@ -1,0 +1,535 @@
+//! A node of the block graph: one thing that can be read and written.
+//!
+//! Shared by everyone who uses it, from any thread. `try_*` never wait and are
+//! the hot path; the async forms do whatever it takes. A node is a closed enum:
+//! a request goes down the graph by plain calls.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::engine::buffer::{Buf, IoMem};
+use crate::file::HostFile;
+use crate::format::{Codec, DiscardKind};
+use crate::image::Image;
+use crate::{ByteRange, Errno, Error, ErrorKind, Result};
+
+/// A request in progress on a node.
+pub type NodeFuture<'a, T> =
+    Pin<Box<dyn Future<Output = std::result::Result<T, Errno>> + Send + 'a>>;
+
+/// Zeroes are written in pieces of this size where nothing better is possible.
+const ZERO_CHUNK: u64 = 2 << 20;
+
+/// What a node is.
+#[derive(Debug)]
+pub enum Kind {
+    /// A host file or device.
+    File(HostFile),
+    /// A window of another node.
+    Raw {
+        /// The node behind it.
+        child: Arc<Node>,
+        /// Where the window starts.
+        offset: u64,
+        /// How long it is; `None`: to the end.
+        size: Option<u64>,
+    },
+    /// Nothing: reads zeroes, swallows writes.
+    Null {
+        /// Its length.
+        size: AtomicU64,
+        /// Says that it reads as zeroes, so that nobody need transfer them.
+        zeroes: bool,
+    },
+    /// An image that a plugin understands.
+    Image(Image),
+}
+
+/// One node.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    driver: String,
+    read_only: bool,
+    kind: Kind,
+}
+
+/// The first piece of a range, as far as it is known without waiting.
+#[derive(Clone, Debug)]
+pub enum Segment {
+    /// In a host file, in the page cache or not.
+    File {
+        /// The file node.
+        node: Arc<Node>,
+        /// Where in it.
+        offset: u64,
+        /// How long.
+        len: u64,
+    },
+    /// Zeroes.
+    Zero {
+        /// How long.
+        len: u64,
+    },
+    /// Read it to know.
+    Unknown {
+        /// How long.
+        len: u64,
+    },
+}
+
+impl Segment {
+    /// Bytes.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        match self {
+            Self::File { len, .. } | Self::Zero { len } | Self::Unknown { len } => *len,
+        }
+    }
+
+    /// No bytes?
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Allocation status of a run of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Bytes; at least one.
+    pub len: u64,
+    /// Stored data.
+    pub data: bool,
+    /// Reads as zeroes.
+    pub zero: bool,
+    /// 0: nowhere allocated; 1: in this node; 2: in its backing node; ...
+    pub depth: u32,
+}
+
+impl Node {
+    /// A node of this kind. `driver` is QEMU's word.
+    #[must_use]
+    pub fn new(name: &str, driver: &str, read_only: bool, kind: Kind) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.to_owned(),
+            driver: driver.to_owned(),
+            read_only,
+            kind,
+        })
+    }
+
+    /// The node name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The driver, in QEMU's words.
+    #[must_use]
+    pub fn driver(&self) -> &str {
+        &self.driver
+    }
+
+    /// Refuses writes?
+    #[must_use]
+    pub const fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// What it is.
+    #[must_use]
+    pub const fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// Exact length in bytes: the file's, not rounded.
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        match &self.kind {
+            Kind::File(file) => file.len(),
+            Kind::Raw {
+                child,
+                offset,
+                size,
+            } => size.unwrap_or_else(|| child.len_bytes().saturating_sub(*offset)),
+            Kind::Null { size, .. } => size.load(Ordering::Acquire),
+            Kind::Image(image) => image.size(),
+        }
+    }
+
+    /// Length that users see: rounded up to 512 bytes, as QEMU does.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.len_bytes().div_ceil(512).saturating_mul(512)
+    }
+
+    /// Preferred I/O size: a cluster, or a page.
+    #[must_use]
+    pub fn preferred_io(&self) -> u32 {
+        match &self.kind {
+            Kind::File(file) => file.align().max(4096),
+            Kind::Raw { child, .. } => child.preferred_io(),
+            Kind::Null { .. } => 4096,
+            Kind::Image(image) => image.cluster_size().max(4096),
+        }
+    }
+
+    /// Read without waiting; `None`: it would wait. Bytes past the end are
+    /// zero.
+    pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<std::result::Result<(), Errno>> {
+        match &self.kind {
+            Kind::File(file) => file.try_read(offset, buf),
+            Kind::Raw {
+                child,
+                offset: base,
+                ..
+            } => child.try_read(base + offset, buf),
+            Kind::Null { .. } => {
+                buf.fill(0);
+                Some(Ok(()))
+            }
+            Kind::Image(image) => image.try_read(offset, buf),
+        }
+    }
+
+    /// Write without waiting; `None`: it would wait, or needs space.
+    pub fn try_write(&self, offset: u64, buf: &[u8]) -> Option<std::result::Result<(), Errno>> {
+        if self.read_only {
+            return Some(Err(Errno::Perm));
+        }
+        match &self.kind {
+            Kind::File(file) => file.try_write(offset, buf),
+            Kind::Raw {
+                child,
+                offset: base,
+                ..
+            } => child.try_write(base + offset, buf),
+            Kind::Null { .. } => Some(Ok(())),
+            Kind::Image(image) => image.try_write(offset, buf),
+        }
+    }
+
+    /// Fill the buffer from `offset`; gives it back.
+    ///
+    /// # Errors
+    /// The device's, or that of the format.
+    pub async fn read(&self, offset: u64, buf: Buf) -> std::result::Result<Buf, Errno> {
+        self.read_mem(offset, buf.io()).await?;
+        Ok(buf)
+    }
+
+    /// Write the buffer. `fua`: durable when done.
+    ///
+    /// # Errors
+    /// `Perm` on a read-only node; the device's or that of the format.
+    pub async fn write(&self, offset: u64, buf: &Buf, fua: bool) -> std::result::Result<(), Errno> {
+        self.write_mem(offset, buf.io(), fua).await
+    }
+
+    pub(crate) fn read_mem(&self, offset: u64, mem: IoMem) -> NodeFuture<'_, ()> {
+        Box::pin(async move {
+            match &self.kind {
+                Kind::File(file) => file.read(offset, mem).await,
+                Kind::Raw {
+                    child,
+                    offset: base,
+                    ..
+                } => child.read_mem(base + offset, mem).await,
+                Kind::Null { .. } => {
+                    mem.fill_zero();
+                    Ok(())
+                }
+                Kind::Image(image) => image.read(offset, mem).await,
+            }
+        })
+    }
+
+    pub(crate) fn write_mem(&self, offset: u64, mem: IoMem, fua: bool) -> NodeFuture<'_, ()> {
+        Box::pin(async move {
+            if self.read_only {
+                return Err(Errno::Perm);
+            }
+            match &self.kind {
+                Kind::File(file) => file.write(offset, mem, fua).await,
+                Kind::Raw {
+                    child,
+                    offset: base,
+                    ..
+                } => child.write_mem(base + offset, mem, fua).await,
+                Kind::Null { .. } => Ok(()),
+                Kind::Image(image) => image.write(offset, mem, fua).await,
+            }
+        })
+    }
+
+    /// Write one cluster compressed.
+    ///
+    /// # Errors
+    /// `NotSup` where no format is that compresses.
+    pub async fn write_compressed(
+        &self,
+        offset: u64,
+        buf: &Buf,
+        codec: Codec,
+    ) -> std::result::Result<(), Errno> {
+        match &self.kind {
+            Kind::Image(image) => image.write_compressed(offset, buf.io(), codec).await,
+            _ => Err(Errno::NotSup),
+        }
+    }
+
+    /// Everything acknowledged so far becomes durable.
+    pub fn flush(&self) -> NodeFuture<'_, ()> {
+        Box::pin(async move {
+            match &self.kind {
+                Kind::File(file) => file.flush().await,
+                Kind::Raw { child, .. } => child.flush().await,
+                Kind::Null { .. } => Ok(()),
+                Kind::Image(image) => image.flush().await,
+            }
+        })
+    }
+
+    /// The content of the range is not needed any more; a hint.
+    pub fn discard(&self, range: ByteRange) -> NodeFuture<'_, ()> {
+        Box::pin(async move {
+            if self.read_only {
+                return Err(Errno::Perm);
+            }
+            match &self.kind {
+                Kind::File(file) => file.discard(range).await,
+                Kind::Raw { child, offset, .. } => child.discard(shift(range, *offset)?).await,
+                Kind::Null { .. } => Ok(()),
+                Kind::Image(image) => image.discard(range, DiscardKind::Discard).await.map(|_| ()),
+            }
+        })
+    }
+
+    /// The range reads as zeroes afterwards.
+    pub fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> NodeFuture<'_, ()> {
+        Box::pin(async move {
+            match self.zero_fast(range, may_unmap).await {
+                Err(Errno::NotSup) => self.zero_slow(range).await,
+                other => other,
+            }
+        })
+    }
+
+    /// The same, but `NotSup` if it would take as long as writing.
+    pub fn zero_fast(&self, range: ByteRange, may_unmap: bool) -> NodeFuture<'_, ()> {
+        Box::pin(async move {
+            if self.read_only {
+                return Err(Errno::Perm);
+            }
+            match &self.kind {
+                Kind::File(file) => file.zero(range, may_unmap).await,
+                Kind::Raw { child, offset, .. } => {
+                    child.zero_fast(shift(range, *offset)?, may_unmap).await
+                }
+                Kind::Null { .. } => Ok(()),
+                Kind::Image(image) => {
+                    let kind = if may_unmap {
+                        DiscardKind::ZeroUnmap
+                    } else {
+                        DiscardKind::ZeroKeep
+                    };
+                    let rest = image.discard(range, kind).await?;
+                    if rest[0] == range {
+                        return Err(Errno::NotSup);
+                    }
+                    for part in rest {
+                        self.zero_slow(part).await?;
+                    }
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    async fn zero_slow(&self, range: ByteRange) -> std::result::Result<(), Errno> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let zeroes = Buf::zeroed(range.len().min(ZERO_CHUNK) as usize);
+        let mut at = range.offset();
+        while at < range.end() {
+            let len = (range.end() - at).min(ZERO_CHUNK) as usize;
+            self.write_mem(at, zeroes.io_part(0, len), false).await?;
+            at += len as u64;
+        }
+        Ok(())
+    }
+
+    /// Allocation status of a front part of the range, which is not empty.
+    pub fn status(&self, range: ByteRange) -> NodeFuture<'_, Status> {
+        Box::pin(async move {
+            let len = range.len();
+            match &self.kind {
+                Kind::File(file) => file_status(file, range),
+                Kind::Raw { child, offset, .. } => child.status(shift(range, *offset)?).await,
+                Kind::Null { zeroes, .. } => Ok(Status {
+                    len,
+                    data: !zeroes,
+                    zero: *zeroes,
+                    depth: 1,
+                }),
+                Kind::Image(image) => image.status(range).await,
+            }
+        })
+    }
+
+    /// The first piece of the range, as far as it is known without waiting.
+    #[must_use]
+    pub fn segment(self: &Arc<Self>, range: ByteRange) -> Segment {
+        let len = range.len();
+        match &self.kind {
+            Kind::File(_) => Segment::File {
+                node: self.clone(),
+                offset: range.offset(),
+                len,
+            },
+            Kind::Raw { child, offset, .. } => match shift(range, *offset) {
+                Ok(range) => child.segment(range),
+                Err(_) => Segment::Unknown { len },
+            },
+            Kind::Null { zeroes: true, .. } => Segment::Zero { len },
+            Kind::Null { .. } => Segment::Unknown { len },
+            Kind::Image(image) => image.segment(range),
+        }
+    }
+
+    /// The next data at or after `offset`: a hint for formats.
+    pub(crate) fn next_data(&self, offset: u64) -> std::result::Result<Option<ByteRange>, Errno> {
+        match &self.kind {
+            Kind::File(file) => file.next_data(offset),
+            _ if offset >= self.len_bytes() => Ok(None),
+            _ => Ok(Some(ByteRange::between(offset, self.len_bytes()))),
+        }
+    }
+
+    /// The node is at least `len` bytes long.
+    pub(crate) fn grow_to(&self, len: u64) -> std::result::Result<(), Errno> {
+        if len <= self.len_bytes() {
+            Ok(())
+        } else {
+            self.resize_storage(len)
+        }
+    }
+
+    /// Change the length of what holds an image.
+    pub(crate) fn resize_storage(&self, len: u64) -> std::result::Result<(), Errno> {
+        match &self.kind {
+            Kind::File(file) => file.set_len(len),
+            Kind::Raw {
+                child,
+                offset,
+                size: None,
+            } => child.resize_storage(offset + len),
+            Kind::Null { size, .. } => {
+                size.store(len, Ordering::Release);
+                Ok(())
+            }
+            Kind::Raw { .. } | Kind::Image(_) => Err(Errno::NotSup),
+        }
+    }
+
+    /// `block_resize`.
+    ///
+    /// # Errors
+    /// Read-only, a fixed window, or what file or format say.
+    pub async fn resize(&self, len: u64) -> Result<()> {
+        if self.read_only {
+            return Err(Error::new(ErrorKind::Invalid, "Image is read-only"));
+        }
+        match &self.kind {
+            Kind::Image(image) => image
+                .resize(len)
+                .await
+                .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string())),
+            Kind::Raw { size: Some(_), .. } => Err(Error::new(
+                ErrorKind::Unsupported,
+                "Cannot resize a raw node with a fixed 'size'",
+            )),
+            _ => self
+                .resize_storage(len)
+                .map_err(|e| Error::new(ErrorKind::Io, format!("Failed to resize the image: {e}"))),
+        }
+    }
+
+    /// The image, if this is a format node.
+    #[must_use]
+    pub const fn image(&self) -> Option<&Image> {
+        match &self.kind {
+            Kind::Image(image) => Some(image),
+            _ => None,
+        }
+    }
+
+    /// The host file, if this is a file node.
+    #[must_use]
+    pub const fn host_file(&self) -> Option<&HostFile> {
+        match &self.kind {
+            Kind::File(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// Direct children with QEMU's child names.
+    #[must_use]
+    pub fn children(&self) -> Vec<(&'static str, Arc<Self>)> {
+        match &self.kind {
+            Kind::File(_) | Kind::Null { .. } => Vec::new(),
+            Kind::Raw { child, .. } => vec![("file", child.clone())],
+            Kind::Image(image) => {
+                let names = std::iter::once("file").chain(std::iter::repeat("data-file"));
+                let storage = names.zip(image.storage());
+                let backing = image.backing().map(|b| ("backing", b.clone()));
+                storage.chain(backing).collect()
+            }
+        }
+    }
+
+    /// Write everything back; the node is not used afterwards.
+    ///
+    /// # Errors
+    /// What file or plugin said.
+    pub async fn close(&self) -> Result<()> {
+        match &self.kind {
+            Kind::Image(image) => image.close(&self.name).await,
+            _ => Ok(()),
+        }
+    }
+}
+
+fn shift(range: ByteRange, by: u64) -> std::result::Result<ByteRange, Errno> {
+    let offset = range.offset().checked_add(by).ok_or(Errno::Inval)?;
+    ByteRange::new(offset, range.len()).ok_or(Errno::Inval)
+}
+
+fn file_status(file: &HostFile, range: ByteRange) -> std::result::Result<Status, Errno> {
+    let len = range.len();
+    let zero = |len| Status {
+        len,
+        data: false,
+        zero: true,
+        depth: 1,
+    };
+    Ok(match file.next_data(range.offset())? {
+        None => zero(len),
+        Some(data) if data.offset() > range.offset() => {
+            zero(len.min(data.offset() - range.offset()))
+        }
+        Some(data) => {
+            let len = len.min(data.end() - range.offset());
+            Status {
+                len,
+                data: true,
+                zero: false,
+                depth: 1,
+            }
+        }
+    })
+}
