@@ -24,8 +24,10 @@ use crate::types::plugin::PluginInfo;
 use crate::types::qom::*;
 
 macro_rules! commands {
-    ($($(#[$meta:meta])*
-    $Name:ident $method:ident $wire:literal ($Arguments:ty) -> $Return:ty $([$feature:ident])?;)*) => {
+    ($(
+        $(#[$meta:meta])*
+        $Name:ident $method:ident $wire:literal ($Arguments:ty) -> $Return:ty $([$feature:ident])?;
+    )*) => {
         /// A command whose arguments were read: what is left to check is what it refers to.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Command {

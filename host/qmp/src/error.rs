@@ -80,7 +80,7 @@ impl Error {
         Self::generic(format!("Parameter '{path}' is unexpected"))
     }
 
-    /// A value of the wrong JSON type; `expected` is `string`, `object`, ... or an alternate's name.
+    /// A value of the wrong JSON type; `expected` is `string`, `object`... or an alternate.
     pub fn invalid_type(path: &str, expected: &str) -> Self {
         Self::generic(format!(
             "Invalid parameter type for '{path}', expected: {expected}"

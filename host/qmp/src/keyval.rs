@@ -1,7 +1,7 @@
 //! Options of a command line: `driver=qcow2,file.driver=file,file.filename=a,,b.qcow2`.
 //!
 //! The result is a JSON value whose scalars are all strings, to be read with
-//! [`Mode::Keyval`](crate::de::Mode::Keyval): only the type of a member tells what its string
+//! [`Mode::Keyval`]: only the type of a member tells what its string
 //! means. Text that starts with `{` is JSON instead, and typed (spec 2).
 
 use std::collections::BTreeMap;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! bytes ── wire::Reader ──► Value ── envelope::Session ──► Request ── commands::Command ──► Handler
-//! bytes ◄── wire::Writer ── Value ◄── envelope::{reply, event} ◄──────────────────────────────┘
+//! bytes ◄── wire::line ── Value ◄── envelope::{reply, event} ◄────────────────────────────────┘
 //! options of a command line ── keyval ──► Value ── de (Mode::Keyval) ──► the same types
 //! ```
 //!

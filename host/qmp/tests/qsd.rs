@@ -137,13 +137,13 @@ fn mistakes(value: &Value) -> Vec<Value> {
                 Value::Object(members)
             };
             out.push(with(&|members| {
-                drop(members.insert("zz-unknown".into(), json!(1)))
+                drop(members.insert("zz-unknown".into(), json!(1)));
             }));
             for (name, inner) in members {
-                out.push(with(&|members| drop(members.remove(name))));
+                out.push(with(&|members| _ = members.remove(name)));
                 for changed in mistakes(inner) {
                     out.push(with(&|members| {
-                        drop(members.insert(name.clone(), changed.clone()))
+                        drop(members.insert(name.clone(), changed.clone()));
                     }));
                 }
             }

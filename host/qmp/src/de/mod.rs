@@ -8,7 +8,7 @@
 //!   member is reported before an unexpected one. `null` does not mean absent.
 //! * Every object is strict: a member that the type does not declare is an error.
 //! * A union reads its discriminator first, then the shared members, then the branch. The branch
-//!   is declared under the name [`REST`] and sees the object's other members.
+//!   is declared under the name `*` and sees the object's other members.
 //! * An enum whose variants are named `<string>`, `<object>`, ... is an *alternate*: the JSON type
 //!   chooses the variant.
 //!

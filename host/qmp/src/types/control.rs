@@ -55,3 +55,16 @@ impl VersionInfo {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_gates_what_we_speak() {
+        let version = serde_json::to_value(VersionInfo::with_package("outport 0.1.0")).unwrap();
+        assert_eq!(version["qemu"]["major"], 11);
+        assert_eq!(version["qemu"]["minor"], 1);
+        assert_eq!(version["package"], "outport 0.1.0");
+    }
+}

@@ -145,3 +145,23 @@ impl SocketAddress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn legacy_addresses_become_flat() {
+        let legacy = json!({"type": "unix", "data": {"path": "/s", "abstract": false}});
+        let legacy: SocketAddressLegacy =
+            crate::de::from_value(&legacy, crate::de::Mode::Typed).unwrap();
+        let flat = serde_json::to_value(SocketAddress::from(legacy)).unwrap();
+        assert_eq!(
+            flat,
+            json!({"type": "unix", "path": "/s", "abstract": false})
+        );
+        let made = serde_json::to_value(SocketAddress::unix("/s")).unwrap();
+        assert_eq!(made, json!({"type": "unix", "path": "/s"}));
+    }
+}

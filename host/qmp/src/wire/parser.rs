@@ -84,9 +84,12 @@ impl Parser {
         *self = Self::new();
     }
 
-    /// Reads the message no further than to its end.
+    /// Reads the message no further than to its end, because of a damaged token.
     pub(super) fn swallow(&mut self, complain_at_end: bool) {
-        let depth = self.frames.len() as u64;
+        self.swallow_to(self.frames.len() as u64, complain_at_end);
+    }
+
+    fn swallow_to(&mut self, depth: u64, complain_at_end: bool) {
         self.reset();
         if depth > 0 {
             self.swallowing = Some(Swallow {
@@ -98,42 +101,22 @@ impl Parser {
 
     /// Takes a sound token.
     pub(super) fn step(&mut self, token: Token) -> Step {
-        if let Some(swallow) = &mut self.swallowing {
-            return match (token, swallow.depth) {
-                (Token::Mark(b'{' | b'['), _) => {
-                    swallow.depth += 1;
-                    Step::More
-                }
-                (Token::Mark(b'}' | b']'), 1) => {
-                    let complain = swallow.complain_at_end;
-                    self.reset();
-                    if complain {
-                        Step::Syntax("expecting value".into())
-                    } else {
-                        Step::More
-                    }
-                }
-                (Token::Mark(b'}' | b']'), _) => {
-                    swallow.depth -= 1;
-                    Step::More
-                }
-                _ => Step::More,
-            };
+        if self.swallowing.is_some() {
+            return self.skip(&token);
         }
         self.tokens += 1;
+        let mark = match token {
+            Token::Mark(mark) => Some(mark),
+            _ => None,
+        };
         if self.tokens > MESSAGE_TOKENS_MAX {
-            self.swallow_from(&token);
+            self.swallow_from(mark);
             return Step::Limit("JSON token count limit exceeded");
         }
-        let is_open = matches!(token, Token::Mark(b'{' | b'['));
-        if is_open && self.frames.len() == NESTING_MAX {
-            self.swallow_from(&token);
+        if matches!(mark, Some(b'{' | b'[')) && self.frames.len() == NESTING_MAX {
+            self.swallow_from(mark);
             return Step::Limit("JSON nesting depth limit exceeded");
         }
-        let token_kept = match token {
-            Token::Mark(mark) => Token::Mark(mark),
-            _ => Token::TooLong,
-        };
         match self.take(token) {
             Ok(Some(value)) => {
                 self.reset();
@@ -141,29 +124,43 @@ impl Parser {
             }
             Ok(None) => Step::More,
             Err(complaint) => {
-                self.swallow_from(&token_kept);
+                self.swallow_from(mark);
                 Step::Syntax(complaint)
             }
         }
     }
 
-    /// Swallows the message, the offending token counting towards its brackets.
-    pub(super) fn swallow_from(&mut self, token: &Token) {
+    /// Takes a token of a message that is swallowed.
+    fn skip(&mut self, token: &Token) -> Step {
+        let Some(swallow) = &mut self.swallowing else {
+            return Step::More;
+        };
         match token {
-            Token::Mark(b'{' | b'[') => {
-                let depth = self.frames.len() as u64 + 1;
-                self.reset();
-                self.swallowing = Some(Swallow {
-                    depth,
-                    complain_at_end: false,
-                });
-            }
-            Token::Mark(b'}' | b']') => {
-                self.frames.pop();
-                self.swallow(false);
-            }
-            _ => self.swallow(false),
+            Token::Mark(b'{' | b'[') => swallow.depth += 1,
+            Token::Mark(b'}' | b']') => swallow.depth -= 1,
+            _ => {}
         }
+        if swallow.depth > 0 {
+            return Step::More;
+        }
+        let complain = swallow.complain_at_end;
+        self.reset();
+        if complain {
+            Step::Syntax("expecting value".into())
+        } else {
+            Step::More
+        }
+    }
+
+    /// Swallows the message from a token on, which counts if it is a bracket.
+    pub(super) fn swallow_from(&mut self, mark: Option<u8>) {
+        let open = self.frames.len() as u64;
+        let depth = match mark {
+            Some(b'{' | b'[') => open + 1,
+            Some(b'}' | b']') => open.saturating_sub(1),
+            _ => open,
+        };
+        self.swallow_to(depth, false);
     }
 
     fn take(&mut self, token: Token) -> Result<Option<Value>, Complaint> {

@@ -151,7 +151,10 @@ impl Reader {
 
     fn step(&mut self, token: Token, position: Position) -> Option<Result<Value, ParseError>> {
         if self.message_bytes == MESSAGE_BYTES_MAX && !self.parser.swallowing() {
-            self.parser.swallow_from(&token);
+            self.parser.swallow_from(match token {
+                Token::Mark(mark) => Some(mark),
+                _ => None,
+            });
             return Some(Err(Self::size_limit()));
         }
         match self.parser.step(token) {
