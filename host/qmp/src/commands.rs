@@ -119,7 +119,7 @@ commands! {
     QueryNamedBlockNodes query_named_block_nodes "query-named-block-nodes"
         (QueryNamedBlockNodes) -> Vec<BlockDeviceInfo>;
     /// Lists guest devices, of which there are none.
-    QueryBlock query_block "query-block" (Empty) -> Vec<BlockInfo>;
+    QueryBlock query_block "query-block" (QueryBlock) -> Vec<BlockInfo>;
 
     /// Starts the NBD server.
     NbdServerStart nbd_server_start "nbd-server-start" (NbdServerStart) -> Empty;

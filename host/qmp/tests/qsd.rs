@@ -247,6 +247,7 @@ const KNOWN: &[&str] = &[
     "_max_length only there",
     "encrypt only there",
     "io-status only there",
+    "query-block.flat only here",
     "inserted.children only here",
     "inserted.node-name optional",
     "inserted.image.limits only here",

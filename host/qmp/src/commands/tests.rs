@@ -203,7 +203,7 @@ impl Handler for Refuses {
         blockdev_create(BlockdevCreate) -> Empty;
         block_resize(BlockResize) -> Empty;
         query_named_block_nodes(QueryNamedBlockNodes) -> Vec<BlockDeviceInfo>;
-        query_block(Empty) -> Vec<BlockInfo>;
+        query_block(QueryBlock) -> Vec<BlockInfo>;
         nbd_server_start(NbdServerStart) -> Empty;
         nbd_server_stop(Empty) -> Empty;
         nbd_server_add(NbdServerAdd) -> Empty;

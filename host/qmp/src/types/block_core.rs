@@ -167,6 +167,13 @@ qapi! {
         flat: Option<bool>,
     }
 
+    /// Arguments of `query-block`.
+    #[derive(Default)]
+    struct QueryBlock {
+        /// Leave out the information on backing images (since 11.1).
+        flat: Option<bool>,
+    }
+
     /// Arguments of `block_resize`.
     struct BlockResize {
         /// A device, which a storage daemon does not have.
