@@ -9,4 +9,4 @@ mod named;
 mod template;
 
 pub use named::*;
-pub use template::{Guest, World, component_from_wat};
+pub use template::{Guest, World, component_from_wat, wat};

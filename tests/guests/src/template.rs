@@ -276,6 +276,14 @@ pub fn component_from_wat(text: &str, world: &str) -> Vec<u8> {
         .expect("metadata");
     ComponentEncoder::default()
         .module(&module)
-        .and_then(|mut encoder| encoder.validate(true).encode())
+        .and_then(|encoder| encoder.validate(true).encode())
         .unwrap_or_else(|e| panic!("{e:?}"))
+}
+
+/// Wasm text as bytes.
+///
+/// # Panics
+/// The text is not valid: a mistake in a test.
+pub fn wat(text: &str) -> Vec<u8> {
+    wat::parse_str(text).unwrap_or_else(|e| panic!("{e}"))
 }

@@ -1,0 +1,137 @@
+//! What the tests of this crate share: files in memory, and a plugin made from
+//! bytes.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use outport_block::format::{Format, FormatError, FormatFactory, FormatFiles, Grant};
+use outport_block::{ByteRange, Errno};
+use outport_plugin::{Limits, PluginRegistry, PluginSpec, RegistryConfig, WasmFormatFactory};
+
+/// Slot 0 in memory.
+#[derive(Debug, Default)]
+pub struct MemoryFiles {
+    pub bytes: Vec<u8>,
+    /// How often `read` is polled before it is ready; 0: `try_read` answers.
+    pub waits: usize,
+    pub reads: AtomicUsize,
+    pub corruptions: Mutex<Vec<String>>,
+}
+
+impl MemoryFiles {
+    pub fn new(bytes: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self { bytes, ..Self::default() })
+    }
+
+    pub fn slow(bytes: Vec<u8>, waits: usize) -> Arc<Self> {
+        Arc::new(Self { bytes, waits, ..Self::default() })
+    }
+
+    fn fill(&self, offset: u64, buf: &mut [u8]) {
+        buf.fill(0);
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        if let Some(from) = self.bytes.get(offset..) {
+            let len = from.len().min(buf.len());
+            buf[..len].copy_from_slice(&from[..len]);
+        }
+    }
+}
+
+impl FormatFiles for MemoryFiles {
+    fn size(&self, slot: u32) -> Result<u64, Errno> {
+        if slot == 0 { Ok(self.bytes.len() as u64) } else { Err(Errno::Inval) }
+    }
+
+    fn try_read(&self, slot: u32, offset: u64, buf: &mut [u8]) -> Option<Result<(), Errno>> {
+        if slot != 0 {
+            return Some(Err(Errno::Inval));
+        }
+        if self.waits > 0 {
+            return None;
+        }
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.fill(offset, buf);
+        Some(Ok(()))
+    }
+
+    fn read(
+        &self,
+        _slot: u32,
+        offset: u64,
+        len: usize,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, Errno>> + Send + '_>> {
+        Box::pin(async move {
+            for _ in 0..self.waits {
+                tokio::task::yield_now().await;
+            }
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            let mut buf = vec![0; len];
+            self.fill(offset, &mut buf);
+            Ok(buf)
+        })
+    }
+
+    fn next_data(&self, _slot: u32, offset: u64) -> Result<Option<ByteRange>, Errno> {
+        Ok(Some(ByteRange::between(offset, self.bytes.len() as u64)))
+    }
+
+    fn corrupt(&self, message: &str, _offset: Option<u64>, _size: Option<u64>, fatal: bool) {
+        self.corruptions.lock().unwrap().push(format!("{message} fatal={fatal}"));
+    }
+
+    fn node_name(&self) -> &str {
+        "disk0"
+    }
+}
+
+pub fn registry() -> Arc<PluginRegistry> {
+    Arc::new(PluginRegistry::new(RegistryConfig::default()).unwrap())
+}
+
+pub fn spec(id: &str, path: &Path, limits: Limits) -> PluginSpec {
+    PluginSpec {
+        id: id.into(),
+        filename: path.to_owned(),
+        sha256: None,
+        allow_unpinned: true,
+        limits,
+    }
+}
+
+/// Add `wasm` to `registry` under its own name.
+pub fn add(registry: &PluginRegistry, wasm: &[u8], limits: Limits) -> Arc<WasmFormatFactory> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("guest.wasm");
+    std::fs::write(&path, wasm).unwrap();
+    let id = format!("guest{}", registry.scrape().len());
+    let info = registry.add(&spec(&id, &path, limits)).unwrap();
+    registry.format(&info.name).unwrap()
+}
+
+/// A plugin of its own engine.
+pub fn plugin(wasm: &[u8], limits: Limits) -> Arc<WasmFormatFactory> {
+    add(&registry(), wasm, limits)
+}
+
+/// An open image over `files`.
+pub async fn open(
+    factory: &WasmFormatFactory,
+    files: Arc<dyn FormatFiles>,
+    writable: bool,
+) -> Result<Box<dyn Format>, FormatError> {
+    let mut format = factory.instantiate(files).await?;
+    format.open("{}", writable).await?;
+    format.activate(Vec::<Grant>::new()).await?;
+    Ok(format)
+}
+
+/// Run on a current-thread runtime, as an iothread does.
+pub fn run<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+pub const UNIT: ByteRange = ByteRange::between(0, 65536);
