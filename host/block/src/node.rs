@@ -401,6 +401,20 @@ impl Node {
         }
     }
 
+    /// Is it known without asking that all of the range reads as zeroes? Cheap
+    /// enough to ask for every request; "no" where that is not so.
+    #[must_use]
+    pub fn is_known_zero(&self, range: ByteRange) -> bool {
+        match &self.kind {
+            Kind::File(_) => false,
+            Kind::Raw { child, offset, .. } => {
+                shift(range, *offset).is_ok_and(|range| child.is_known_zero(range))
+            }
+            Kind::Null { zeroes, .. } => *zeroes,
+            Kind::Image(image) => image.is_known_zero(range),
+        }
+    }
+
     /// The next data at or after `offset`: a hint for formats.
     pub(crate) fn next_data(&self, offset: u64) -> std::result::Result<Option<ByteRange>, Errno> {
         match &self.kind {

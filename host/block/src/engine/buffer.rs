@@ -103,6 +103,19 @@ impl Buf {
         self.len = self.len.min(len);
     }
 
+    /// Bytes that the buffer could hold: [`Buf::set_len`] may go up to it.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.mem.layout.size()
+    }
+
+    /// Shorten or lengthen within the capacity; what comes into view keeps its
+    /// earlier content, so a buffer is recycled without clearing it.
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.mem.layout.size(), "length within the capacity");
+        self.len = len;
+    }
+
     /// All bytes, for an operation.
     pub(crate) fn io(&self) -> IoMem {
         self.io_part(0, self.len)

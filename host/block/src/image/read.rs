@@ -192,6 +192,24 @@ impl Image {
         Ok(data)
     }
 
+    /// Does the map say that all of the range is zero?
+    pub(crate) fn is_known_zero(&self, range: ByteRange) -> bool {
+        let mut at = range.offset();
+        while at < range.end() {
+            let run = self.map.run(ByteRange::between(at, range.end()));
+            let zero = match run.place {
+                Place::Zero | Place::Hole => true,
+                Place::Backing(_) => self.backing.is_none(),
+                _ => false,
+            };
+            if !zero {
+                return false;
+            }
+            at += run.len;
+        }
+        true
+    }
+
     /// The first piece of `range`, as far as it is known without waiting.
     pub(crate) fn segment(&self, range: ByteRange) -> Segment {
         let run = self.map.run(range);
