@@ -401,10 +401,15 @@ impl Qcow2 {
         let table = self.table_for_write(txn, guest)?;
         let old = self.cluster(txn.files(), table, guest)?;
         let new = match reservation.stored_len {
-            Some(stored_len) => Cluster::Compressed {
-                offset: reservation.offset,
-                stored_len,
-            },
+            // As it will be read again: up to the end of the last sector.
+            Some(len) => {
+                let offset = reservation.offset;
+                let end = (offset + u64::from(len)).next_multiple_of(512);
+                Cluster::Compressed {
+                    offset,
+                    stored_len: (end - offset) as u32,
+                }
+            }
             None => self.merged(reservation, guest, old),
         };
         self.set_cluster(txn.files(), table, guest, new)?;
