@@ -53,20 +53,34 @@ impl Simg {
             let body = at + u64::from(header.chunk_header_len);
             let (expected, content) = match kind {
                 0xcac1 => (len, Some(Content::Raw { offset: body })),
-                0xcac2 => (4, Some(Content::Fill(Reader::new(&files.read(0, body, 4)?).array()?))),
+                0xcac2 => (
+                    4,
+                    Some(Content::Fill(
+                        Reader::new(&files.read(0, body, 4)?).array()?,
+                    )),
+                ),
                 0xcac3 => (0, Some(Content::DontCare)),
                 0xcac4 => (4, None),
-                _ => return Err(Error::invalid(format!("Chunk {index} has type {kind:#06x}"))),
+                _ => {
+                    return Err(Error::invalid(format!(
+                        "Chunk {index} has type {kind:#06x}"
+                    )));
+                }
             };
             if stored != u64::from(header.chunk_header_len) + expected {
-                return Err(Error::invalid(format!("Chunk {index} has a wrong length: {stored}")));
+                return Err(Error::invalid(format!(
+                    "Chunk {index} has a wrong length: {stored}"
+                )));
             }
             at += stored;
             if at > file_len {
                 return Err(Error::invalid(format!("Chunk {index} ends after the file")));
             }
             if let (Some(content), 1..) = (content, len) {
-                self.chunks.push(Chunk { range: ByteRange::new(self.size, len), content });
+                self.chunks.push(Chunk {
+                    range: ByteRange::new(self.size, len),
+                    content,
+                });
                 self.size += len;
             }
         }
@@ -90,20 +104,32 @@ impl Header {
         }
         let (major, _minor) = (r.le_u16()?, r.le_u16()?);
         if major != 1 {
-            return Err(Error::unsupported(format!("Sparse image version {major} is unknown")));
+            return Err(Error::unsupported(format!(
+                "Sparse image version {major} is unknown"
+            )));
         }
         let (file_header_len, chunk_header_len) = (r.le_u16()?, r.le_u16()?);
         let (block_len, blocks, chunks) = (r.le_u32()?, r.le_u32()?, r.le_u32()?);
         if file_header_len < FILE_HEADER_LEN || chunk_header_len < CHUNK_HEADER_LEN {
-            return Err(Error::invalid("The headers are shorter than version 1 has them"));
+            return Err(Error::invalid(
+                "The headers are shorter than version 1 has them",
+            ));
         }
         if block_len == 0 || block_len % 512 != 0 {
-            return Err(Error::unsupported(format!("A block of {block_len} bytes is unsupported")));
+            return Err(Error::unsupported(format!(
+                "A block of {block_len} bytes is unsupported"
+            )));
         }
         if chunks > CHUNKS_MAX {
             return Err(Error::unsupported(format!("{chunks} chunks are too many")));
         }
-        Ok(Self { file_header_len, chunk_header_len, block_len, blocks, chunks })
+        Ok(Self {
+            file_header_len,
+            chunk_header_len,
+            block_len,
+            blocks,
+            chunks,
+        })
     }
 }
 
@@ -118,7 +144,11 @@ impl Format for Simg {
     }
 
     fn probe(head: &[u8], _size: u64) -> u8 {
-        if head.starts_with(&MAGIC.to_le_bytes()) { 100 } else { 0 }
+        if head.starts_with(&MAGIC.to_le_bytes()) {
+            100
+        } else {
+            0
+        }
     }
 
     fn open(files: &dyn Files, _options: &str, writable: bool) -> Result<(Self, Vec<Child>)> {
@@ -126,10 +156,16 @@ impl Format for Simg {
             return Err(Error::unsupported("Android sparse images are read-only"));
         }
         let header = Header::parse(&files.read(0, 0, FILE_HEADER_LEN.into())?)?;
-        let mut image = Self { chunks: Vec::new(), size: 0, block_len: header.block_len };
+        let mut image = Self {
+            chunks: Vec::new(),
+            size: 0,
+            block_len: header.block_len,
+        };
         image.read_chunks(files, &header)?;
         if image.size != u64::from(header.blocks) * u64::from(header.block_len) {
-            return Err(Error::invalid("The chunks are not as long as the header says"));
+            return Err(Error::invalid(
+                "The chunks are not as long as the header says",
+            ));
         }
         Ok((image, Vec::new()))
     }
@@ -145,12 +181,18 @@ impl Format for Simg {
     }
 
     fn resolve(&mut self, _files: &dyn Files, range: ByteRange) -> Result<Vec<Extent>> {
-        let first = self.chunks.partition_point(|c| c.range.end() <= range.offset);
+        let first = self
+            .chunks
+            .partition_point(|c| c.range.end() <= range.offset);
         let rest = self.chunks.iter().enumerate().skip(first).take(EXTENTS_MAX);
         let located = rest.map(|(index, chunk)| Extent {
             range: chunk.range,
             at: match chunk.content {
-                Content::Raw { offset } => Location::Raw { slot: 0, offset, in_place: false },
+                Content::Raw { offset } => Location::Raw {
+                    slot: 0,
+                    offset,
+                    in_place: false,
+                },
                 Content::Fill([0, 0, 0, 0]) => Location::Zero,
                 Content::Fill(_) => Location::Special(index as u64),
                 Content::DontCare => Location::Hole,
