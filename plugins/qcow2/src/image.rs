@@ -49,6 +49,8 @@ pub struct Qcow2 {
     pub(crate) busy: HashMap<u64, Busy>,
     pub(crate) next_token: u64,
     pub(crate) releases: Releases,
+    /// A check between two slices.
+    pub(crate) check: Option<Box<crate::check::Check>>,
     /// A call failed half-way: the copies below are not what the file has.
     stale: bool,
 }
@@ -85,6 +87,7 @@ impl Qcow2 {
             busy: HashMap::new(),
             next_token: 1,
             releases: Releases::default(),
+            check: None,
             stale: true,
         };
         Ok((image, children))
