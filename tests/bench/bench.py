@@ -22,10 +22,12 @@ import sys
 import tempfile
 import time
 
-from images import Images, o_direct_works
-from report import print_row, print_summary
-from rows import NOT_HERE, ROWS
-from servers import Running, Unavailable, find_peers
+sys.dont_write_bytecode = True  # no __pycache__ in the source tree
+
+from images import Images, o_direct_works  # noqa: E402
+from report import print_row, print_summary  # noqa: E402
+from rows import NOT_HERE, ROWS  # noqa: E402
+from servers import Running, Unavailable, find_peers  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 

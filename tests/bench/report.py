@@ -32,7 +32,7 @@ def verdict(target, row, results):
         return "not measured", None
     if target.measure == "below":
         value = middle(mine, "rate")[0]
-        return judge(value / target.bound, 1, False, f"{value:.1f} {row.unit}, below {target.bound:g}")
+        return judge(value / target.bound, False, f"{value:.1f} {row.unit}, below {target.bound:g}")
     if target.peer in ("qsd-uring", "qsd-threads", "nbdkit"):
         theirs, name = results.get((row.id, target.peer)), target.peer
     else:
@@ -42,10 +42,10 @@ def verdict(target, row, results):
         return f"{target.measure} vs {name}: not measured", None
     upward = target.measure == "rate"
     word = "at least" if upward else "CPU at most"
-    return judge(value / target.bound, value, upward, f"x{value:.2f} of {name}, {word} {target.bound:g}")
+    return judge(value / target.bound, upward, f"x{value:.2f} of {name}, {word} {target.bound:g}")
 
 
-def judge(share, _value, upward, text):
+def judge(share, upward, text):
     passed = share >= 1 if upward else share <= 1
     by = abs(share - 1) * 100
     return f"{text}: {'pass' if passed else 'MISS'} by {by:.0f} %", passed

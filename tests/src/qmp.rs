@@ -37,17 +37,31 @@ pub struct Qmp {
 
 impl Qmp {
     /// Connects, reads the greeting and negotiates without capabilities.
+    ///
+    /// QEMU greets twice, and forgets the negotiation, when a client comes while the monitor is
+    /// being set up: an error here means "try again".
     pub fn connect(path: &Path) -> std::io::Result<Self> {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
+        let stream = BufReader::new(stream);
         let mut qmp = Self {
-            stream: BufReader::new(stream),
+            stream,
             events: VecDeque::new(),
             greeting: Value::Null,
         };
         qmp.greeting = qmp.message()?.ok_or(ErrorKind::UnexpectedEof)?;
-        qmp.ok("qmp_capabilities", json!({}));
+        for command in ["qmp_capabilities", "query-version"] {
+            let line = json!({"execute": command}).to_string();
+            qmp.stream.get_mut().write_all(line.as_bytes())?;
+            let mut answer = qmp.message()?.ok_or(ErrorKind::UnexpectedEof)?;
+            while answer.get("QMP").is_some() {
+                answer = qmp.message()?.ok_or(ErrorKind::UnexpectedEof)?;
+            }
+            if answer.get("return").is_none() {
+                return Err(std::io::Error::other(format!("{command}: {answer}")));
+            }
+        }
         Ok(qmp)
     }
 
