@@ -5,4 +5,7 @@
 //! table that says how an error of the block layer is told to each kind of client.
 
 pub mod errno;
+pub mod export;
 pub mod nbd;
+
+pub use export::{Export, ExportOptions, ExportStats, ExportUser};

@@ -2,16 +2,19 @@
 //!
 //! Data plane. A file operation that can be answered from the page cache never
 //! comes here (`file` does it inline); what must wait is queued on the calling
-//! iothread's ring, or on the pool. All `unsafe` of the block layer is in this
-//! folder.
+//! iothread's ring, or on the pool; what its requester abandons is finished in
+//! the background. All `unsafe` of the block layer is in this folder.
 
+pub(crate) mod background;
 pub mod buffer;
 mod iothread;
 mod op;
 mod pool;
+mod reactor;
 pub(crate) mod syscalls;
 mod uring;
 
 pub(crate) use iothread::submit;
 pub use iothread::{Aio, IoThread};
-pub(crate) use op::{Op, OpFuture, OpKind};
+pub use reactor::register;
+pub(crate) use op::{Op, OpKind};

@@ -10,13 +10,22 @@
 //! Invariants of the core: no input makes it panic, and no input makes it hold more memory than
 //! the constants in [`limits`] say.
 
+mod connection;
 pub mod contexts;
 pub mod exports;
 pub mod fuzzing;
 pub mod haggle;
 pub mod limits;
+pub mod listener;
 pub mod options;
+mod out;
+mod pool;
 pub mod reply;
+mod serve;
+pub mod server;
 pub mod session;
 pub mod status;
 pub mod wire;
+
+pub use listener::{Address, Listener};
+pub use server::{Server, ServerOptions};

@@ -4,8 +4,10 @@
 //! every header has an answer, and the answer accounts for every byte of payload behind it, so
 //! that the stream stays in sync. NBD proto: "Request types", "Error values".
 
+use outport_block::Errno;
+
 use super::{Checked, ContextMask, Operation, Reject, Session};
-use crate::errno::{Errno, NbdErrno};
+use crate::errno::NbdErrno;
 use crate::nbd::limits::SWALLOW_MAX;
 use crate::nbd::reply::ReplyMode;
 use crate::nbd::wire::{Command, CommandFlags, Request, TransmissionFlags};
@@ -281,7 +283,7 @@ impl Operation {
     #[must_use]
     pub fn wire_errno(self, errno: Errno) -> NbdErrno {
         let fast = matches!(self, Operation::WriteZeroes { fast: true, .. });
-        match (errno.nbd(), self) {
+        match (NbdErrno::from(errno), self) {
             (NbdErrno::NotSup | NbdErrno::Overflow, _) if fast => NbdErrno::NotSup,
             (NbdErrno::NotSup, _)
             | (

@@ -1,7 +1,7 @@
 //! Which requests are allowed, and what the others are told.
 
 use super::*;
-use crate::errno::Errno;
+use outport_block::Errno;
 use crate::nbd::exports::{BlockSizes, ExportFlags};
 use crate::nbd::haggle::testing::disk;
 use crate::nbd::limits::SWALLOW_MAX;
@@ -539,7 +539,7 @@ fn enotsup_and_eoverflow_exist_only_where_the_protocol_has_them() {
         NbdErrno::Inval
     );
     assert_eq!(
-        Operation::Write { fua: false }.wire_errno(Errno::DQuot),
+        Operation::Write { fua: false }.wire_errno(Errno::FBig),
         NbdErrno::NoSpc
     );
     assert_eq!(Operation::Flush.wire_errno(Errno::NotSup), NbdErrno::Inval);

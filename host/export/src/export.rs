@@ -1,0 +1,240 @@
+//! An export: a node as clients may use it, whatever the protocol.
+//!
+//! Made by the control plane, shared by all its connections. Invariant: the
+//! node outlives every [`ExportUser`], and [`Export::gone`] resolves once, when
+//! the export was shut down and the last of them (with the requests that they
+//! still have in flight) has left.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use outport_block::{IoThread, Node};
+use tokio::sync::Notify;
+
+/// What `block-export-add` says of any export.
+#[derive(Clone, Debug)]
+pub struct ExportOptions {
+    /// The export's id, in QMP's one namespace.
+    pub id: String,
+    /// The name that clients use.
+    pub name: String,
+    /// For humans.
+    pub description: Option<String>,
+    /// Clients may write.
+    pub writable: bool,
+    /// Every write is durable before it is answered.
+    pub writethrough: bool,
+    /// Several connections may rely on one another's flushes.
+    pub multi_conn: bool,
+}
+
+/// Counters of one export; bytes and requests since it was added. Relaxed: a
+/// scrape may see one request counted and another not.
+#[derive(Debug, Default)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct ExportStats {
+    pub reads: AtomicU64,
+    pub read_bytes: AtomicU64,
+    pub writes: AtomicU64,
+    pub write_bytes: AtomicU64,
+    pub flushes: AtomicU64,
+    pub discards: AtomicU64,
+    pub errors: AtomicU64,
+    pub connections: AtomicU64,
+}
+
+/// One export.
+#[derive(Debug)]
+pub struct Export {
+    options: ExportOptions,
+    node: Arc<Node>,
+    iothreads: Vec<IoThread>,
+    next_iothread: AtomicUsize,
+    users: AtomicUsize,
+    shutting_down: AtomicBool,
+    cut: Notify,
+    left: Notify,
+    stats: ExportStats,
+}
+
+impl Export {
+    /// An export of `node`, whose connections are spread over `iothreads` (at
+    /// least one).
+    #[must_use]
+    pub fn new(node: Arc<Node>, options: ExportOptions, iothreads: Vec<IoThread>) -> Arc<Self> {
+        assert!(!iothreads.is_empty(), "an export has an iothread");
+        Arc::new(Self {
+            options,
+            node,
+            iothreads,
+            next_iothread: AtomicUsize::new(0),
+            users: AtomicUsize::new(0),
+            shutting_down: AtomicBool::new(false),
+            cut: Notify::new(),
+            left: Notify::new(),
+            stats: ExportStats::default(),
+        })
+    }
+
+    /// The id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.options.id
+    }
+
+    /// The name that clients use.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.options.name
+    }
+
+    /// What it was added with.
+    #[must_use]
+    pub const fn options(&self) -> &ExportOptions {
+        &self.options
+    }
+
+    /// The node behind it.
+    #[must_use]
+    pub const fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// May clients write?
+    #[must_use]
+    pub const fn is_writable(&self) -> bool {
+        self.options.writable
+    }
+
+    /// Clients that entered and have not left, with their requests.
+    #[must_use]
+    pub fn users(&self) -> usize {
+        self.users.load(Ordering::Acquire)
+    }
+
+    /// Was it shut down?
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.shutting_down.load(Ordering::Acquire)
+    }
+
+    /// Counters.
+    #[must_use]
+    pub const fn stats(&self) -> &ExportStats {
+        &self.stats
+    }
+
+    /// The iothread for the next connection, in turn.
+    #[must_use]
+    pub fn next_iothread(&self) -> &IoThread {
+        let turn = self.next_iothread.fetch_add(1, Ordering::Relaxed);
+        &self.iothreads[turn % self.iothreads.len()]
+    }
+
+    /// No client enters any more, and those inside are cut off. Their requests
+    /// in flight finish; [`Export::gone`] waits for them.
+    pub fn shut_down(&self) {
+        self.shutting_down.store(true, Ordering::SeqCst);
+        self.cut.notify_waiters();
+        self.left.notify_waiters();
+    }
+
+    /// Resolves when the export was shut down and everyone has left.
+    pub async fn gone(&self) {
+        loop {
+            let left = self.left.notified();
+            tokio::pin!(left);
+            left.as_mut().enable();
+            if self.is_shutting_down() && self.users() == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// Resolves when the export is shut down.
+    pub async fn cut(&self) {
+        loop {
+            let cut = self.cut.notified();
+            tokio::pin!(cut);
+            cut.as_mut().enable();
+            if self.is_shutting_down() {
+                return;
+            }
+            cut.await;
+        }
+    }
+
+    /// A client enters; `None` once the export is shut down.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>) -> Option<ExportUser> {
+        // Counted before looking: `gone` must not miss a client that enters
+        // while the export is being shut down.
+        self.users.fetch_add(1, Ordering::SeqCst);
+        let user = ExportUser(self.clone());
+        if self.is_shutting_down() {
+            return None;
+        }
+        self.stats.connections.fetch_add(1, Ordering::Relaxed);
+        Some(user)
+    }
+}
+
+/// Proof that a client is inside; the export is in use until it is dropped.
+#[derive(Debug)]
+pub struct ExportUser(Arc<Export>);
+
+impl ExportUser {
+    /// The export.
+    #[must_use]
+    pub const fn export(&self) -> &Arc<Export> {
+        &self.0
+    }
+}
+
+impl Drop for ExportUser {
+    fn drop(&mut self) {
+        if self.0.users.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.left.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use outport_block::node::Kind;
+
+    use super::*;
+
+    fn export() -> Arc<Export> {
+        let null = Kind::Null { size: AtomicU64::new(1 << 20), zeroes: true };
+        let options = ExportOptions {
+            id: "e".to_owned(),
+            name: "e".to_owned(),
+            description: None,
+            writable: true,
+            writethrough: false,
+            multi_conn: true,
+        };
+        let iothread = IoThread::start("t").unwrap();
+        Export::new(Node::new("n", "null-co", false, null), options, vec![iothread])
+    }
+
+    #[tokio::test]
+    async fn gone_waits_for_the_last_user() {
+        let export = export();
+        let user = export.enter().unwrap();
+        export.shut_down();
+        assert!(export.enter().is_none());
+        let waiting = tokio::spawn({
+            let export = export.clone();
+            async move { export.gone().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(user);
+        waiting.await.unwrap();
+    }
+}

@@ -1,0 +1,349 @@
+//! Carrying out checked requests: at once where the node can, in a task where
+//! it must wait.
+//!
+//! On the connection's iothread. Invariant: every request gets exactly one
+//! reply, unless the connection ends first.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use outport_block::node::Segment;
+use outport_block::{Buf, ByteRange, Errno};
+
+use super::connection::Shared;
+use super::out::Out;
+use super::pool;
+use super::reply::{ReplyMode, ReplyTo};
+use super::session::{Checked, Operation};
+use super::status::StatusExtents;
+use super::wire::Request;
+
+/// From this size on, reads of warm files are sent from the page cache.
+const SENDFILE_MIN: u64 = 16 << 10;
+
+/// Reads up to this size are copied into the reply batch.
+const INLINE_READ_MAX: u64 = 128 << 10;
+
+/// `NBD_STATE_HOLE`.
+const STATE_HOLE: u64 = 1;
+/// `NBD_STATE_ZERO`.
+const STATE_ZERO: u64 = 2;
+
+/// A reply that a task made.
+pub(super) struct Reply {
+    head: Vec<u8>,
+    payload: Option<Buf>,
+}
+
+impl Reply {
+    /// Put it into the send queue.
+    pub(super) fn queue(self, out: &mut Out) {
+        out.bytes(|bytes| bytes.extend_from_slice(&self.head));
+        if let Some(payload) = self.payload {
+            out.payload(payload);
+        }
+    }
+}
+
+/// A request without payload.
+pub(super) fn request(shared: &Rc<Shared>, request: &Request, checked: Checked, out: &mut Out) {
+    let to = shared.session.reply_to(request);
+    let range = ByteRange::between(checked.offset, checked.offset + checked.length);
+    match checked.operation {
+        Operation::Read { .. } => read(shared, to, checked, range, out),
+        Operation::Cache => out.bytes(|bytes| to.done(bytes)),
+        Operation::Flush => {
+            count(&shared.user.export().stats().flushes, 1);
+            spawn(shared, to, checked, move |shared| async move {
+                shared.user.export().node().flush().await
+            });
+        }
+        Operation::Trim { fua } => {
+            count(&shared.user.export().stats().discards, 1);
+            spawn(shared, to, checked, move |shared| async move {
+                let export = shared.user.export();
+                export.node().discard(range).await?;
+                if fua || export.options().writethrough {
+                    export.node().flush().await?;
+                }
+                Ok(())
+            });
+        }
+        Operation::WriteZeroes { fua, no_hole, fast } => {
+            count(&shared.user.export().stats().writes, 1);
+            spawn(shared, to, checked, move |shared| async move {
+                let export = shared.user.export();
+                let node = export.node();
+                if fast {
+                    node.zero_fast(range, !no_hole).await?;
+                } else {
+                    node.write_zeroes(range, !no_hole).await?;
+                }
+                if fua || export.options().writethrough {
+                    node.flush().await?;
+                }
+                Ok(())
+            });
+        }
+        Operation::BlockStatus { .. } => status(shared, to, checked, range),
+        // These have a payload or were dealt with before.
+        Operation::Write { .. } | Operation::FilteredStatus { .. } | Operation::Disconnect => {
+            out.bytes(|bytes| to.done(bytes));
+        }
+    }
+}
+
+/// A request whose payload is in the receive buffer.
+pub(super) fn small_payload(
+    shared: &Rc<Shared>,
+    request: &Request,
+    checked: Checked,
+    payload: &[u8],
+    out: &mut Out,
+) {
+    let Operation::Write { fua } = checked.operation else {
+        return filtered_status(shared, request, payload, out);
+    };
+    let export = shared.user.export();
+    if !fua && !export.options().writethrough {
+        let to = shared.session.reply_to(request);
+        match export.node().try_write(checked.offset, payload) {
+            Some(Ok(())) => {
+                count(&export.stats().writes, 1);
+                count(&export.stats().write_bytes, checked.length);
+                return out.bytes(|bytes| to.done(bytes));
+            }
+            Some(Err(e)) => return fail(shared, to, checked.operation, e, out),
+            None => {}
+        }
+    }
+    start_write(shared, request, checked, Buf::from_slice(payload));
+}
+
+/// A write whose payload has its own buffer.
+pub(super) fn start_write(shared: &Rc<Shared>, request: &Request, checked: Checked, buf: Buf) {
+    let to = shared.session.reply_to(request);
+    let Operation::Write { fua } = checked.operation else { return };
+    let stats = shared.user.export().stats();
+    count(&stats.writes, 1);
+    count(&stats.write_bytes, checked.length);
+    spawn(shared, to, checked, move |shared| async move {
+        let export = shared.user.export();
+        let fua = fua || export.options().writethrough;
+        let result = export.node().write(checked.offset, &buf, fua).await;
+        pool::give_back(buf);
+        result
+    });
+}
+
+fn filtered_status(shared: &Rc<Shared>, request: &Request, payload: &[u8], out: &mut Out) {
+    let to = shared.session.reply_to(request);
+    let size = shared.user.export().node().size();
+    match shared.session.check_status_payload(request, payload, size) {
+        Ok(checked) => {
+            let range = ByteRange::between(checked.offset, checked.offset + checked.length);
+            status(shared, to, checked, range);
+        }
+        Err(super::session::Reject::Answer { errno, text, .. }) => {
+            out.bytes(|bytes| to.error(errno, text, bytes));
+        }
+        Err(super::session::Reject::Disconnect(_)) => {}
+    }
+}
+
+fn read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange, out: &mut Out) {
+    let export = shared.user.export();
+    if range.is_empty() {
+        return out.bytes(|bytes| to.done(bytes));
+    }
+    count(&export.stats().reads, 1);
+    count(&export.stats().read_bytes, range.len());
+    // The check bounds a read by the maximum payload, which fits 32 bits.
+    let len = range.len() as u32;
+    let node = export.node();
+    if to.mode() != ReplyMode::Simple && node.is_known_zero(range) {
+        out.bytes(|bytes| to.hole(range.offset(), len, true, bytes));
+        return;
+    }
+    if range.len() >= SENDFILE_MIN && send_from_cache(shared, to, range, out) {
+        return;
+    }
+    if range.len() <= INLINE_READ_MAX {
+        let done = out.bytes(|bytes| {
+            let before = bytes.len();
+            to.data(range.offset(), len, true, bytes);
+            let at = bytes.len();
+            bytes.resize(at + len as usize, 0);
+            let result = node.try_read(range.offset(), &mut bytes[at..]);
+            if !matches!(result, Some(Ok(()))) {
+                bytes.truncate(before);
+            }
+            result
+        });
+        match done {
+            Some(Ok(())) => return,
+            Some(Err(e)) => return fail(shared, to, checked.operation, e, out),
+            None => {}
+        }
+    }
+    spawn_read(shared, to, checked, range);
+}
+
+/// Queue the range as pieces of warm files; `false`: it is not all that.
+fn send_from_cache(shared: &Rc<Shared>, to: ReplyTo, range: ByteRange, out: &mut Out) -> bool {
+    let node = shared.user.export().node();
+    // An image may move a cluster while the socket still refers to its pages,
+    // unless nobody can write it.
+    if node.image().is_some() && !node.is_read_only() {
+        return false;
+    }
+    let mut segments = Vec::new();
+    let mut at = range.offset();
+    while at < range.end() {
+        let segment = node.segment(ByteRange::between(at, range.end()));
+        match &segment {
+            Segment::File { node, offset, len } => {
+                let part = ByteRange::between(*offset, offset + len);
+                let warm = node.host_file().is_some_and(|f| f.is_resident(part));
+                if !warm {
+                    return false;
+                }
+            }
+            Segment::Zero { .. } => {}
+            Segment::Unknown { .. } => return false,
+        }
+        at += segment.len();
+        segments.push(segment);
+    }
+    out.bytes(|bytes| to.data(range.offset(), range.len() as u32, true, bytes));
+    for segment in segments {
+        match segment {
+            Segment::File { node, offset, len } => out.file(node, offset, len),
+            Segment::Zero { len } | Segment::Unknown { len } => out.zeroes(len),
+        }
+    }
+    true
+}
+
+fn spawn_read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange) {
+    let task = Task::begin(shared, checked.length);
+    tokio::task::spawn_local(async move {
+        let buf = pool::take(range.len() as usize);
+        let node = task.0.user.export().node();
+        let mut head = Vec::with_capacity(super::reply::DATA_HEADER_MAX);
+        match node.read(range.offset(), buf).await {
+            Ok(buf) => {
+                to.data(range.offset(), range.len() as u32, true, &mut head);
+                task.reply(Reply { head, payload: Some(buf) });
+            }
+            Err(e) => {
+                task.error(to, checked.operation, e);
+            }
+        }
+    });
+}
+
+fn status(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange) {
+    let (one, mask) = match checked.operation {
+        Operation::BlockStatus { one, contexts } => (one, contexts),
+        _ => return,
+    };
+    let task = Task::begin(shared, 0);
+    tokio::task::spawn_local(async move {
+        let mut head = Vec::new();
+        let node = task.0.user.export().node();
+        let available = node.size().saturating_sub(range.offset());
+        let ids: Vec<u32> = task.0.session.contexts_in(mask).map(|c| c.id).collect();
+        for (n, id) in ids.iter().enumerate() {
+            let mut extents = StatusExtents::new(one, range.len(), available, mask.count());
+            loop {
+                let at = range.offset() + extents.covered();
+                // Look past the end of the request: the last extent may, too.
+                let rest = ByteRange::between(at, node.size());
+                if rest.is_empty() {
+                    break;
+                }
+                match node.status(rest).await {
+                    Ok(status) => {
+                        let mut flags = 0;
+                        if !status.data {
+                            flags |= STATE_HOLE;
+                        }
+                        if status.zero {
+                            flags |= STATE_ZERO;
+                        }
+                        if !extents.push(status.len, flags) {
+                            break;
+                        }
+                    }
+                    Err(e) => {
+                        task.error(to, checked.operation, e);
+                        return;
+                    }
+                }
+            }
+            extents.finish(&to, *id, n + 1 == ids.len(), &mut head);
+        }
+        task.reply(Reply { head, payload: None });
+    });
+}
+
+/// Carry out in a task and answer with success or an error.
+fn spawn<F, Fut>(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, work: F)
+where
+    F: FnOnce(Rc<Shared>) -> Fut + 'static,
+    Fut: Future<Output = Result<(), Errno>>,
+{
+    let task = Task::begin(shared, checked.payload);
+    tokio::task::spawn_local(async move {
+        match work(task.0.clone()).await {
+            Ok(()) => {
+                let mut head = Vec::with_capacity(32);
+                to.done(&mut head);
+                task.reply(Reply { head, payload: None });
+            }
+            Err(e) => task.error(to, checked.operation, e),
+        }
+    });
+}
+
+/// A request in flight: accounted for while it lives.
+struct Task(Rc<Shared>, u64);
+
+impl Task {
+    fn begin(shared: &Rc<Shared>, bytes: u64) -> Self {
+        shared.in_flight.set(shared.in_flight.get() + 1);
+        shared.bytes.set(shared.bytes.get() + bytes);
+        Self(shared.clone(), bytes)
+    }
+
+    fn reply(&self, reply: Reply) {
+        self.0.replies.borrow_mut().push(reply);
+    }
+
+    fn error(&self, to: ReplyTo, operation: Operation, e: Errno) {
+        count(&self.0.user.export().stats().errors, 1);
+        let mut head = Vec::new();
+        to.error(operation.wire_errno(e), &e.to_string(), &mut head);
+        self.reply(Reply { head, payload: None });
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        let shared = &self.0;
+        shared.in_flight.set(shared.in_flight.get() - 1);
+        shared.bytes.set(shared.bytes.get() - self.1);
+        shared.ready.notify_one();
+    }
+}
+
+fn fail(shared: &Rc<Shared>, to: ReplyTo, operation: Operation, e: Errno, out: &mut Out) {
+    count(&shared.user.export().stats().errors, 1);
+    out.bytes(|bytes| to.error(operation.wire_errno(e), &e.to_string(), bytes));
+}
+
+fn count(counter: &std::sync::atomic::AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}

@@ -1,0 +1,292 @@
+//! The NBD server: accepts, haggles, and hands connections to iothreads.
+//!
+//! Control plane: one task per listener and one per client in its handshake;
+//! nothing here runs once a client is in the transmission phase. Invariants: at
+//! most `max-connections` clients exist, those in handshake included; a client
+//! that does not finish its handshake in time is cut off.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use outport_block::node::Kind;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::connection::{self, Handover};
+use super::exports::{BlockSizes, ContextInfo, ExportFlags, ExportInfo, Exports};
+use super::haggle::{Config, Haggle, Step};
+use super::listener::{Accepted, Listener};
+use crate::export::Export;
+
+/// Unlimited, as far as a semaphore can count.
+const UNLIMITED: usize = Semaphore::MAX_PERMITS;
+
+/// What `nbd-server-start` says.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerOptions {
+    /// Clients at one time; 0: no limit. QEMU's default is 100.
+    pub max_connections: u32,
+    /// Seconds from accept to the transmission phase; 0: no limit. QEMU's
+    /// default is 10.
+    pub handshake_max_seconds: u32,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self { max_connections: 100, handshake_max_seconds: 10 }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Registry(RwLock<BTreeMap<String, Arc<Export>>>);
+
+impl Registry {
+    fn get(&self, name: &str) -> Option<Arc<Export>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+}
+
+impl Exports for Registry {
+    fn find(&self, name: &str) -> Option<ExportInfo> {
+        self.get(name).map(|e| info(&e))
+    }
+
+    fn list(&self, visit: &mut dyn FnMut(&ExportInfo)) {
+        let exports = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        for export in exports.values() {
+            visit(&info(export));
+        }
+    }
+}
+
+/// What clients are told of an export.
+fn info(export: &Export) -> ExportInfo {
+    let node = export.node();
+    let mut flags = ExportFlags::CACHE;
+    if export.is_writable() {
+        flags |= ExportFlags::WRITABLE
+            | ExportFlags::TRIM
+            | ExportFlags::WRITE_ZEROES
+            | ExportFlags::FAST_ZERO;
+    }
+    flags.set(ExportFlags::MULTI_CONN, export.options().multi_conn);
+    let preferred = match node.kind() {
+        Kind::Null { .. } => 4096,
+        _ => node.preferred_io(),
+    };
+    ExportInfo {
+        name: export.name().to_owned(),
+        description: export.options().description.clone().unwrap_or_default(),
+        size: node.size(),
+        flags,
+        block_sizes: BlockSizes { preferred, ..BlockSizes::default() },
+        block_size_required: false,
+        tls_only: false,
+        contexts: vec![ContextInfo { name: "base:allocation".to_owned(), id: 0, wide: false }],
+    }
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    registry: Arc<Registry>,
+    listener: Arc<Listener>,
+    stop: watch::Sender<bool>,
+    options: ServerOptions,
+}
+
+impl Server {
+    /// Start accepting. Call inside a tokio runtime.
+    #[must_use]
+    pub fn start(listener: Listener, options: ServerOptions) -> Self {
+        let registry = Arc::new(Registry::default());
+        let listener = Arc::new(listener);
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(accept_loop(listener.clone(), registry.clone(), options, stopped));
+        Self { registry, listener, stop, options }
+    }
+
+    /// The listener, for its URI and port.
+    #[must_use]
+    pub fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    /// What it was started with.
+    #[must_use]
+    pub const fn options(&self) -> ServerOptions {
+        self.options
+    }
+
+    /// Offer an export.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub fn add(&self, export: Arc<Export>) -> Result<(), String> {
+        let mut exports = self.registry.0.write().unwrap_or_else(PoisonError::into_inner);
+        let name = export.name().to_owned();
+        if exports.contains_key(&name) {
+            return Err(format!("NBD server already has export named '{name}'"));
+        }
+        exports.insert(name, export);
+        Ok(())
+    }
+
+    /// Offer it no longer; clients inside are not affected.
+    pub fn remove(&self, name: &str) {
+        self.registry.0.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// Stop accepting, cut off clients in their handshake, and wait until they
+    /// are gone. Exports are shut down by whoever owns them.
+    pub async fn stop(&self) {
+        self.stop.send_replace(true);
+        self.stop.closed().await;
+    }
+}
+
+async fn accept_loop(
+    listener: Arc<Listener>,
+    registry: Arc<Registry>,
+    options: ServerOptions,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let limit = match options.max_connections {
+        0 => UNLIMITED,
+        n => n as usize,
+    };
+    let slots = Arc::new(Semaphore::new(limit));
+    loop {
+        // Clients beyond the limit wait in the backlog, as with QEMU.
+        let next = async {
+            let slot = slots.clone().acquire_owned().await.ok()?;
+            Some((slot, listener.accept().await))
+        };
+        let (slot, accepted) = tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => return,
+            next = next => match next {
+                Some(next) => next,
+                None => return,
+            },
+        };
+        match accepted {
+            Ok(accepted) => {
+                tokio::spawn(handshake(
+                    accepted,
+                    slot,
+                    registry.clone(),
+                    options,
+                    stopped.clone(),
+                ));
+            }
+            Err(e) => {
+                // Out of descriptors or memory: give others time to leave.
+                tracing::warn!(reason = %e, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn handshake(
+    accepted: Accepted,
+    slot: OwnedSemaphorePermit,
+    registry: Arc<Registry>,
+    options: ServerOptions,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let peer = accepted.peer;
+    let work = negotiate(accepted.fd, &registry);
+    let limit = match options.handshake_max_seconds {
+        0 => Duration::from_secs(u64::from(u32::MAX)),
+        n => Duration::from_secs(u64::from(n)),
+    };
+    let outcome = tokio::select! {
+        _ = stopped.wait_for(|stop| *stop) => return,
+        outcome = tokio::time::timeout(limit, work) => outcome,
+    };
+    // The transmission phase is the export's affair, not the server's.
+    drop(stopped);
+    match outcome {
+        Err(_) => tracing::info!(%peer, "connection closed: the handshake took too long"),
+        Ok(Err(reason)) => tracing::debug!(%peer, reason, "connection closed in its handshake"),
+        Ok(Ok(negotiated)) => {
+            let Negotiated { fd, session, rest } = negotiated;
+            let Some(export) = registry.get(&session.export().name) else { return };
+            let Some(user) = export.enter() else { return };
+            let handover = Handover { fd, session, rest, user, peer, slot };
+            export.next_iothread().spawn(move || connection::run(handover));
+        }
+    }
+}
+
+struct Negotiated {
+    fd: OwnedFd,
+    session: Box<super::session::Session>,
+    /// Bytes that belong to the transmission phase already.
+    rest: Vec<u8>,
+}
+
+async fn negotiate(fd: OwnedFd, registry: &Registry) -> Result<Negotiated, String> {
+    let fd = connection::register(fd).map_err(|e| e.to_string())?;
+    let mut haggle = Haggle::new(Config::default());
+    let mut input: Vec<u8> = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let (used, step) = haggle.drive(&input, registry);
+        input.drain(..used);
+        match step {
+            Step::NeedInput => {
+                let n = receive(&fd, &mut chunk).await?;
+                if n == 0 {
+                    return Err("end of stream".to_owned());
+                }
+                input.extend_from_slice(&chunk[..n]);
+            }
+            Step::Send => send(&fd, &haggle.take_output()).await?,
+            Step::Enter(session) => {
+                let fd = fd.into_inner();
+                return Ok(Negotiated { fd, session, rest: input });
+            }
+            Step::Disconnect(reason) => {
+                let last = haggle.take_output();
+                if !last.is_empty() {
+                    // The client may be gone already, and may be right to be.
+                    let _ = send(&fd, &last).await;
+                }
+                return Err(reason.to_string());
+            }
+            Step::StartTls | Step::LookUp { .. } | Step::List => {
+                return Err("a step that was not expected here".to_owned());
+            }
+        }
+    }
+}
+
+async fn receive(fd: &AsyncFd<OwnedFd>, buf: &mut [u8]) -> Result<usize, String> {
+    loop {
+        let mut ready = fd.readable().await.map_err(|e| e.to_string())?;
+        match rustix::net::recv(fd, &mut *buf, rustix::net::RecvFlags::DONTWAIT) {
+            Ok((n, _)) => return Ok(n),
+            Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.to_string()),
+        }
+    }
+}
+
+async fn send(fd: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> Result<(), String> {
+    use rustix::net::SendFlags;
+    while !bytes.is_empty() {
+        let mut ready = fd.writable().await.map_err(|e| e.to_string())?;
+        match rustix::net::send(fd, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(n) => bytes = &bytes[n..],
+            Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.to_string()),
+        }
+    }
+    Ok(())
+}
