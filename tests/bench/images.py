@@ -50,26 +50,31 @@ class Images:
         sync(path)
         if image.startswith("direct"):
             return path
-        if resident(path) < os.path.getsize(path) * 0.999:
-            self.notes.append(f"{image}: pages were evicted, warmed again")
-            self._warm(path)
+        if not is_resident(path):
+            self.notes.append(f"{image}: pages were evicted meanwhile, read again")
+            self._read_all(path)
         return path
 
     def _warm(self, path):
         """4k random reads: sequential read-ahead would build large folios, which make 4k
         overwrites several times dearer."""
         drop(path)
+        self._read_all(path)
+
+    def _read_all(self, path):
         pages = list(range((os.path.getsize(path) + PAGE - 1) // PAGE))
         random.Random(1).shuffle(pages)
         fd = os.open(path, os.O_RDONLY)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-            for page in pages:
-                os.pread(fd, PAGE, page * PAGE)
+            for _ in range(3):  # the kernel may evict idle pages behind our back
+                for page in pages:
+                    os.pread(fd, PAGE, page * PAGE)
+                if is_resident(path):
+                    return
         finally:
             os.close(fd)
-        if resident(path) < os.path.getsize(path) * 0.999:
-            self.notes.append(f"{os.path.basename(path)}: does not stay in the page cache")
+        self.notes.append(f"{os.path.basename(path)}: does not stay in the page cache")
 
 
 def o_direct_works(folder):
@@ -114,6 +119,10 @@ def resident(path):
     if not shutil.which("fincore"):
         return os.path.getsize(path)
     return int(run("fincore", "-b", "-n", "-o", "RES", path))
+
+
+def is_resident(path):
+    return resident(path) >= os.path.getsize(path) * 0.999
 
 
 def run(*argv):

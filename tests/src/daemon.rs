@@ -159,11 +159,12 @@ impl Builder {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr);
-        let mut child = command
+        let child = command
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut child = Reaped(child);
         let qmp = eventually("the daemon greets on its QMP socket", || {
-            if let Ok(Some(status)) = child.try_wait() {
+            if let Ok(Some(status)) = child.0.try_wait() {
                 let said = fs::read_to_string(&errors).unwrap_or_default();
                 panic!("{command:?} ended at once, {status}: {said}");
             }
@@ -181,7 +182,6 @@ impl Builder {
             child,
             folder,
             nbd,
-            stopped: false,
         }
     }
 }
@@ -193,10 +193,9 @@ pub struct Daemon {
     pub server: Server,
     /// Its monitor.
     pub qmp: Qmp,
-    child: Child,
+    child: Reaped,
     folder: TempDir,
     nbd: Option<Address>,
-    stopped: bool,
 }
 
 impl Daemon {
@@ -221,7 +220,7 @@ impl Daemon {
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.0.id()
     }
 
     /// What the process costs now.
@@ -328,14 +327,12 @@ impl Daemon {
     /// Waits for the process to end.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
-        let status = eventually("the daemon ends", || self.child.try_wait().ok().flatten());
-        self.stopped = true;
-        status
+        eventually("the daemon ends", || self.child.0.try_wait().ok().flatten())
     }
 
     /// True while the process runs.
     pub fn runs(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+        matches!(self.child.0.try_wait(), Ok(None))
     }
 
     /// What it said on standard error so far.
@@ -346,13 +343,20 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if !self.stopped {
-            // Kill fails only for a process that has ended already; wait reaps it either way.
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
         if std::thread::panicking() {
             eprintln!("--- stderr of the daemon ---\n{}---", self.stderr());
         }
+    }
+}
+
+/// A child process that does not outlive the test, also when starting it fails half-way.
+#[derive(Debug)]
+struct Reaped(Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        // Killing fails only for a process that has ended; one that was waited for stays so.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
