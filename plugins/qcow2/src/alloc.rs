@@ -291,24 +291,27 @@ impl Qcow2 {
             };
             let entry = cluster % per_block;
             let (_, page) = self.pages.page(files, block + (entry << order) / 8)?;
+            let mut ended = false;
             for i in entry % per_page..per_page {
                 let free = refcount::get(page, i as usize, order) == 0;
                 match &mut run {
                     None if free => run = Some((cluster, 1)),
                     Some(run) if free => run.1 += 1,
                     None => {}
-                    Some(_) => break,
+                    Some(_) => {
+                        ended = true;
+                        break;
+                    }
                 }
                 cluster += 1;
                 if run.is_some_and(|r| r.1 >= want) {
+                    ended = true;
                     break;
                 }
             }
-            if let Some((first, count)) = run {
-                // A run that ends with its page may go on in the next one.
-                if count >= want || cluster != first + count || !cluster.is_multiple_of(per_page) {
-                    return Ok(Found::Run { first, count });
-                }
+            // A run that ends with its page may go on in the next one.
+            if let Some((first, count)) = run.filter(|_| ended) {
+                return Ok(Found::Run { first, count });
             }
         }
     }

@@ -42,6 +42,7 @@ impl Qcow2 {
             ));
         }
         let end = self.header.size;
+        self.cut_last_cluster(txn, size)?;
         let mut guest = start;
         while guest < end {
             let table_end = (guest - guest % span).saturating_add(span);
@@ -64,6 +65,23 @@ impl Qcow2 {
             txn.truncate(self.data_slot, size)?;
         }
         Ok(())
+    }
+
+    /// Subclusters past the new end must not come back when the image grows.
+    /// (The host zeroes the rest of the last one, and of a compressed cluster.)
+    fn cut_last_cluster(&mut self, txn: &mut dyn Txn, size: u64) -> Result<()> {
+        let from = size.next_multiple_of(self.unit());
+        let to = size
+            .next_multiple_of(self.cluster_size())
+            .min(self.header.size);
+        if from >= to {
+            return Ok(());
+        }
+        let rest = ByteRange::new(from, to - from);
+        match self.discard_clusters(txn, rest, DiscardKind::ZeroKeep) {
+            Err(e) if e.code == Errno::Enotsup => Ok(()),
+            other => other.map(|_| ()),
+        }
     }
 
     /// Release the clusters `from..to` of one L2 table; `whole`: the table goes

@@ -388,7 +388,7 @@ fn an_image_with_snapshots_grows_but_does_not_shrink() {
     let mut model = vec![0; 9 << 20];
     play(&mut node, &mut model, false, 1, 50);
     case.judge(node, &model);
-    assert_eq!(case.snapshot_content("one").len(), 1 << 20);
+    assert!(case.snapshot_content("one").iter().all(|b| *b == 0));
 }
 
 #[test]

@@ -342,9 +342,9 @@ impl Node {
         let image = &mut self.image;
         let old = self.geometry.size;
         self.geometry = self.host.call(|txn| image.resize(txn, size))?;
-        // The host zeroes the rest of the unit that the old end was in.
-        let unit = u64::from(self.geometry.unit);
-        let end = old.next_multiple_of(unit).min(size);
+        // The host zeroes the rest of the cluster that the old end was in.
+        let cluster = u64::from(self.geometry.cluster_size);
+        let end = old.next_multiple_of(cluster).min(size);
         if end > old {
             self.write_all(&[(old, vec![0; (end - old) as usize])], &mut Rng(1))?;
         }
