@@ -243,9 +243,8 @@ impl Qcow2 {
         in_place: bool,
         file_end: u64,
     ) {
-        let inside = file_end
-            .saturating_sub(offset)
-            .next_multiple_of(self.unit());
+        let inside = file_end.saturating_sub(offset).checked_next_multiple_of(self.unit());
+        let inside = inside.unwrap_or(u64::MAX);
         let middle = to.min(from.saturating_add(inside));
         let at = Location::Raw {
             slot: self.data_slot,

@@ -4,3 +4,5 @@
 mod host;
 
 pub(crate) use host::Host;
+
+mod hostile;
