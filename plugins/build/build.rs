@@ -26,12 +26,17 @@ fn main() -> Result<()> {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("cargo names the crate")?);
     let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo names OUT_DIR")?);
     let target_dir = shared_target_dir(&out);
-    println!("cargo::rustc-env=OUTPORT_PLUGIN_TARGET_DIR={}", target_dir.display());
+    println!(
+        "cargo::rustc-env=OUTPORT_PLUGIN_TARGET_DIR={}",
+        target_dir.display()
+    );
 
     let mut watched: Vec<PathBuf> = SOURCES.iter().map(|path| here.join(path)).collect();
     let mut table = String::from("&[\n");
-    let wanted = env::var_os("CARGO_FEATURE_BUNDLED").is_some();
-    let plugins = if wanted { component::build(&here.join(".."), &target_dir)? } else { Vec::new() };
+    let plugins = match cfg!(feature = "bundled") {
+        true => component::build(&here.join(".."), &target_dir)?,
+        false => Vec::new(),
+    };
     for plugin in plugins {
         let file = out.join(format!("{}.wasm", plugin.name));
         fs::write(&file, &plugin.component)
@@ -56,16 +61,17 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Native code for `component`, made by the wasmtime that the daemon links;
+/// Machine code for `component`, made by the wasmtime that the daemon links;
 /// empty: the daemon compiles it when it loads it.
-fn precompile(component: &[u8]) -> Result<Vec<u8>> {
-    let _ = component;
+fn precompile(_component: &[u8]) -> Result<Vec<u8>> {
     Ok(Vec::new())
 }
 
 /// `target/plugins`, shared by all profiles: the inner build has only one, and
 /// its standard library takes a minute.
 fn shared_target_dir(out: &Path) -> PathBuf {
-    let target = out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists());
+    let target = out
+        .ancestors()
+        .find(|dir| dir.join("CACHEDIR.TAG").exists());
     target.unwrap_or(out).join("plugins")
 }

@@ -34,8 +34,12 @@ const ENV_KEPT: [&str; 11] = [
     "no_proxy",
     "NO_PROXY",
 ];
-const ENV_KEPT_PREFIXES: [&str; 4] =
-    ["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_SOURCE_"];
+const ENV_KEPT_PREFIXES: [&str; 4] = [
+    "CARGO_HTTP_",
+    "CARGO_NET_",
+    "CARGO_REGISTRIES_",
+    "CARGO_SOURCE_",
+];
 
 /// A plugin crate that was built.
 #[derive(Debug)]
@@ -56,12 +60,20 @@ pub fn build(folder: &Path, target_dir: &Path) -> Result<Vec<Plugin>> {
     let mut plugins = Vec::new();
     for (manifest, module) in compile(&folder, target_dir)? {
         let folder = manifest.parent().unwrap_or(&manifest).to_owned();
-        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = folder
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let bytes =
             fs::read(&module).with_context(|| format!("Cannot read {}", module.display()))?;
         let component = componentize(&bytes)
             .with_context(|| format!("The plugin '{name}' does not make a component"))?;
-        plugins.push(Plugin { name, folder, component });
+        plugins.push(Plugin {
+            name,
+            folder,
+            component,
+        });
     }
     plugins.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(plugins)
@@ -80,11 +92,16 @@ fn compile(folder: &Path, target_dir: &Path) -> Result<Vec<(PathBuf, PathBuf)>> 
         .env("PATH", toolchain.path())
         .env("RUSTC", &toolchain.rustc)
         .env("CARGO_TARGET_DIR", target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(folder, &toolchain).join("\x1f"))
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            rust_flags(&toolchain).join("\x1f"),
+        )
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     if toolchain.build_std {
-        cargo.arg("-Zbuild-std=std,panic_abort").env("RUSTC_BOOTSTRAP", "1");
+        cargo
+            .arg("-Zbuild-std=std,panic_abort")
+            .env("RUSTC_BOOTSTRAP", "1");
     }
     let output = cargo
         .output()
@@ -97,27 +114,34 @@ fn compile(folder: &Path, target_dir: &Path) -> Result<Vec<(PathBuf, PathBuf)>> 
 }
 
 fn is_kept(name: &str) -> bool {
-    ENV_KEPT.contains(&name) || ENV_KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    ENV_KEPT.contains(&name)
+        || ENV_KEPT_PREFIXES
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
 }
 
 /// The manifest and the `.wasm` file of a "compiler-artifact" message.
 fn core_module(message: &str) -> Option<(PathBuf, PathBuf)> {
     let message: Value = serde_json::from_str(message).ok()?;
     let files = message.get("filenames")?.as_array()?;
-    let module = files.iter().filter_map(Value::as_str).find(|file| file.ends_with(".wasm"))?;
+    let module = files
+        .iter()
+        .filter_map(Value::as_str)
+        .find(|file| file.ends_with(".wasm"))?;
     let manifest = message.get("manifest_path")?.as_str()?;
     Some((manifest.into(), module.into()))
 }
 
 /// No path of this machine gets into a component (panic messages have them).
-fn rust_flags(folder: &Path, toolchain: &Toolchain) -> Vec<String> {
+/// The crates of the workspace itself are named by relative paths anyway. The
+/// same flags for every plugin: others would compile the standard library anew.
+fn rust_flags(toolchain: &Toolchain) -> Vec<String> {
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| Some(env::home_dir()?.join(".cargo")));
     let sources = toolchain.sysroot.join("lib/rustlib/src");
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
     let remapped = [
         (repository, "outport"),
-        (Some(folder), "plugin"),
         (cargo_home.as_deref(), "cargo"),
         (Some(sources.as_path()), "rust"),
     ];
@@ -154,7 +178,39 @@ pub fn contract_version(component: &[u8]) -> Result<String> {
     // "outport:plugin/meta@0.1.0"
     let contracts = exports.filter_map(|key| {
         let name = resolve.name_world_key(key);
-        Some(name.strip_prefix("outport:plugin/")?.split_once('@')?.1.to_owned())
+        Some(
+            name.strip_prefix("outport:plugin/")?
+                .split_once('@')?
+                .1
+                .to_owned(),
+        )
     });
-    contracts.last().context("It exports nothing of the contract outport:plugin")
+    contracts
+        .last()
+        .context("It exports nothing of the contract outport:plugin")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_without_a_contract_is_refused_with_words() {
+        let refused = componentize(b"\0asm\x01\0\0\0").expect_err("it exports nothing");
+        assert!(format!("{refused:#}").contains("contract"), "{refused:#}");
+        assert!(componentize(b"#!/bin/sh").is_err());
+    }
+
+    #[test]
+    fn the_environment_of_the_outer_build_stays_outside() {
+        for outside in [
+            "RUSTFLAGS",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_MANIFEST_DIR",
+            "RUSTC",
+        ] {
+            assert!(!is_kept(outside), "{outside}");
+        }
+        assert!(is_kept("CARGO_NET_OFFLINE") && is_kept("HOME"));
+    }
 }

@@ -56,13 +56,23 @@ impl Toolchain {
 
     fn at(root: &Path, sysroot: PathBuf, build_std: bool, linker_dir: Option<PathBuf>) -> Self {
         let tool = |name| root.join("bin").join(name);
-        Self { rustc: tool("rustc"), cargo: tool("cargo"), sysroot, build_std, linker_dir }
+        Self {
+            rustc: tool("rustc"),
+            cargo: tool("cargo"),
+            sysroot,
+            build_std,
+            linker_dir,
+        }
     }
 
     /// PATH of the build: the linker's folder before the present ones.
     pub fn path(&self) -> OsString {
         let present = env::var_os("PATH").unwrap_or_default();
-        let dirs = self.linker_dir.iter().cloned().chain(env::split_paths(&present));
+        let dirs = self
+            .linker_dir
+            .iter()
+            .cloned()
+            .chain(env::split_paths(&present));
         env::join_paths(dirs).unwrap_or(present)
     }
 }
@@ -71,7 +81,11 @@ const NOTHING_FITS: &str = "No compiler for wasm32-unknown-unknown: run 'rustup 
     wasm32-unknown-unknown', or install Debian's rustc-web, cargo-web and rust-web-src";
 
 fn has_target(sysroot: &Path) -> bool {
-    sysroot.join("lib/rustlib").join(TARGET).join("lib").exists()
+    sysroot
+        .join("lib/rustlib")
+        .join(TARGET)
+        .join("lib")
+        .exists()
 }
 
 fn on_path(tool: &str) -> bool {
@@ -88,7 +102,10 @@ fn linker_dir(sysroot: &Path) -> Option<PathBuf> {
 /// The running toolchain, then the others of rustup, by name.
 fn rustup_sysroots() -> Vec<PathBuf> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let running = Command::new(rustc).args(["--print", "sysroot"]).output().ok();
+    let running = Command::new(rustc)
+        .args(["--print", "sysroot"])
+        .output()
+        .ok();
     let mut found: Vec<PathBuf> = running
         .filter(|output| output.status.success())
         .and_then(|output| String::from_utf8(output.stdout).ok())
@@ -98,8 +115,12 @@ fn rustup_sysroots() -> Vec<PathBuf> {
     let home = env::var_os("RUSTUP_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(env::home_dir()?.join(".rustup")));
     let toolchains = home.and_then(|home| home.join("toolchains").read_dir().ok());
-    let mut others: Vec<PathBuf> =
-        toolchains.into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut others: Vec<PathBuf> = toolchains
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     others.sort();
     found.extend(others);
     // A toolchain without cargo (a linked compiler build) cannot be driven.
