@@ -30,6 +30,8 @@ mod mapping;
 mod rebuild;
 mod refcounts;
 mod report;
+#[cfg(test)]
+mod tests;
 
 use outport_sdk::{CheckReport, Errno, Error, Files, Repair, Result, Stage, Txn};
 
@@ -77,7 +79,7 @@ pub(crate) fn check_slice(
                 "Writes are in flight: repair the image later",
             ));
         }
-        image.check = Some(Box::new(Check::start(txn.files(), fix)?));
+        image.check = Some(Box::new(Check::start(txn.files(), fix, WINDOW_CLUSTERS)?));
         if mending {
             // From here on the counts are what is referred to: what was freed
             // before and comes back later is counted already.
@@ -172,8 +174,12 @@ pub(crate) struct Check {
     round: Round,
     phase: Phase,
     counts: Counts,
+    /// Clusters counted at a time.
+    window: u64,
     /// L2 tables in clusters that also hold something else; sorted.
     shared_tables: Vec<u64>,
+    /// Clusters that hold a table and something else, still to be reported.
+    mixed: Vec<u64>,
     /// What a rebuild needs to know; `plan.wanted` says that there will be one.
     plan: Plan,
     pages: Pages,
@@ -184,7 +190,8 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    fn start(files: &dyn Files, fix: Repair) -> Result<Self> {
+    /// `window` is a multiple of what a refcount block counts.
+    fn start(files: &dyn Files, fix: Repair, window: u64) -> Result<Self> {
         let header = read_header(files)?;
         let (snapshots, snapshot_table_len) = snapshot::read_table(files, &header)?;
         let file_len = files.size(IMAGE)?;
@@ -208,8 +215,14 @@ impl Check {
             snapshot_table_len,
             round: Round::Report,
             phase: Phase::Fixed,
-            counts: Counts::new(0, clusters.saturating_add(1), header.refcount_order),
+            counts: Counts::new(
+                0,
+                window.min(clusters.saturating_add(1)),
+                header.refcount_order,
+            ),
+            window,
             shared_tables: Vec::new(),
+            mixed: Vec::new(),
             plan: Plan::default(),
             pages: Pages::new(header.cluster_size(), PAGES),
             report: CheckReport {
@@ -266,16 +279,19 @@ impl Check {
 
     /// The next window, if there is one.
     fn next_window(&mut self) -> Option<Phase> {
-        let next = self.counts.first().checked_add(WINDOW_CLUSTERS)?;
-        if next > self.clusters {
-            return None;
-        }
-        self.counts = Counts::new(
-            next,
-            self.clusters.saturating_add(1),
-            self.header.refcount_order,
-        );
-        Some(Phase::Fixed)
+        let next = self.counts.first().checked_add(self.window)?;
+        (next <= self.clusters).then(|| self.start_window(next))
+    }
+
+    /// Count the clusters from `first` on. A compressed cluster may reach one
+    /// cluster past the end of the file.
+    fn start_window(&mut self, first: u64) -> Phase {
+        let end = self
+            .clusters
+            .saturating_add(1)
+            .min(first.saturating_add(self.window));
+        self.counts = Counts::new(first, end, self.header.refcount_order);
+        Phase::Fixed
     }
 
     /// The header and the tables that it names.

@@ -3,7 +3,6 @@
 
 use outport_sdk::{Result, Stage, Txn};
 
-use super::counts::WINDOW_CLUSTERS;
 use super::{Check, Phase};
 use crate::pages::IMAGE;
 use crate::refcount;
@@ -11,9 +10,9 @@ use crate::refcount;
 /// Changed parts of a block are written in pieces of this size.
 const PIECE_BYTES: usize = 4096;
 
-/// L2 tables that share their cluster with something else and are remembered;
+/// Clusters that are remembered because they hold a table and something else;
 /// an image with more is beyond mending.
-const SHARED_TABLES_MAX: usize = 1 << 20;
+const MIXED_MAX: usize = 1 << 20;
 
 impl Check {
     pub(super) fn compare_block(&mut self, txn: &mut dyn Txn, index: u64) -> Result<Phase> {
@@ -83,7 +82,7 @@ impl Check {
             self.report.corruptions_fixed += u64::from(fix);
             // A count without a block needs a new one; and with several windows
             // nobody knows yet what else lies in the cluster of this block.
-            self.plan.wanted |= fix && (!has_block || self.clusters >= WINDOW_CLUSTERS);
+            self.plan.wanted |= fix && (!has_block || self.clusters >= self.window);
         } else {
             self.report.leaks += 1;
             self.report.leaks_fixed += u64::from(fix);
@@ -93,27 +92,36 @@ impl Check {
 
     /// A cluster that metadata shares with something else is damage even if its
     /// refcount says two; only moving data could mend it.
-    fn inspect(&mut self, cluster: u64, consistent: bool) {
+    pub(super) fn inspect(&mut self, cluster: u64, consistent: bool) {
         let kinds = self.counts.kinds(cluster);
-        if !kinds.mixed() {
+        if !kinds.mixed() || self.mixed.len().max(self.shared_tables.len()) >= MIXED_MAX {
             return;
         }
+        if kinds.shared_table() {
+            self.shared_tables.push(cluster);
+        }
+        // A repair says so at its end: a rebuild may take the table away.
         if consistent || self.fix.errors {
+            self.mixed.push(cluster);
+        }
+    }
+
+    /// The counts are as they will be: say what is left of mixed clusters.
+    pub(super) fn start_flags(&mut self) -> Phase {
+        for cluster in std::mem::take(&mut self.mixed) {
             self.corruption(0, || {
                 format!("ERROR cluster {cluster} holds a table and something else as well")
             });
         }
-        if kinds.shared_table() && self.shared_tables.len() < SHARED_TABLES_MAX {
-            self.shared_tables.push(cluster);
-        }
+        self.pages.clear();
+        Phase::Flags { table: 0, index: 0 }
     }
 
     /// This L2 table has its cluster for itself, so that writing to it changes
     /// nothing else.
     pub(super) fn own_table(&self, offset: u64) -> bool {
         let cluster = offset >> self.header.cluster_bits;
-        self.shared_tables.len() < SHARED_TABLES_MAX
-            && self.shared_tables.binary_search(&cluster).is_err()
+        self.shared_tables.len() < MIXED_MAX && self.shared_tables.binary_search(&cluster).is_err()
     }
 
     fn compared(&mut self) -> Phase {
@@ -123,8 +131,7 @@ impl Check {
         if self.plan.wanted {
             return self.start_rebuild();
         }
-        self.pages.clear();
-        Phase::Flags { table: 0, index: 0 }
+        self.start_flags()
     }
 
     /// Queue the pieces in which `new` differs from `old`.

@@ -48,7 +48,7 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// Clusters from `first`, and none from `end`.
+    /// Clusters from `first`, none from `end`, and never more than a window.
     pub(super) fn new(first: u64, end: u64, refcount_order: u32) -> Self {
         let len = end.saturating_sub(first).min(WINDOW_CLUSTERS);
         Self {

@@ -7,7 +7,6 @@
 
 use outport_sdk::{Errno, Error, Result, Stage, Txn};
 
-use super::counts::Counts;
 use super::{Check, Phase, Round};
 use crate::header::{REFCOUNT_TABLE_BYTES_MAX, field};
 use crate::pages::IMAGE;
@@ -101,12 +100,9 @@ impl Check {
     pub(super) fn start_rebuild(&mut self) -> Phase {
         self.say(|| "Rebuilding refcount structure".to_owned());
         self.round = Round::Rebuild;
-        self.counts = Counts::new(
-            0,
-            self.clusters.saturating_add(1),
-            self.header.refcount_order,
-        );
-        Phase::Fixed
+        self.mixed.clear();
+        self.shared_tables.clear();
+        self.start_window(0)
     }
 
     /// Write block `index`, if it is needed and this window counts for it.
@@ -137,6 +133,7 @@ impl Check {
                     old => self.counts.get(old),
                 };
                 if count > 0 {
+                    self.inspect(cluster, true);
                     refcount::set(&mut block, at, self.header.refcount_order, count);
                 }
             }
@@ -182,9 +179,8 @@ impl Check {
         self.header.refcount_table_clusters = clusters;
         self.report.image_end = self.offset_of(self.plan.end())?;
         self.clusters = self.plan.end();
-        self.file_len = self.file_len.max(self.report.image_end);
-        self.pages.clear();
-        Ok(Phase::Flags { table: 0, index: 0 })
+        // `file_len` stays: entries are judged by the file as it was.
+        Ok(self.start_flags())
     }
 
     fn offset_of(&self, cluster: u64) -> Result<u64> {
