@@ -212,7 +212,7 @@ struct Connection {
     out: Out,
     large: Option<Pending>,
     turns: u32,
-    /// DISC was received: finish what is in flight, then close.
+    /// DISC, or the end of the stream: finish what is in flight, then close.
     closing: bool,
 }
 
@@ -244,7 +244,9 @@ impl Connection {
         let mut moved = self.process()?;
         if !self.out.is_empty() {
             let before = self.out.len();
-            self.out.send(self.fd.get_ref())?;
+            if self.out.send(self.fd.get_ref())? == Sent::Blocked {
+                self.clear_writable();
+            }
             moved |= self.out.len() != before;
         }
         if self.closing {
@@ -309,8 +311,9 @@ impl Connection {
         }
         match rustix::net::recv(self.fd.get_ref(), into, RecvFlags::DONTWAIT) {
             Ok((0, _)) => {
-                // The client closed its side: as DISC, but replies are not read.
-                Err(End::Client)
+                // The client closed its side: as DISC. It may still be reading.
+                self.closing = true;
+                Ok(true)
             }
             Ok((n, _)) => {
                 match &mut self.large {
