@@ -43,7 +43,8 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("outport-block", &[]),
     ("outport-qmp", &[]),
     ("outport-sdk", &[]),
-    ("outport-plugins", &[]),
+    // For machine code: made once, by the daemon's own settings.
+    ("outport-plugins", &["outport-plugin"]),
     ("outport-export", &["outport-block"]),
     ("outport-plugin", &["outport-block"]),
     (
@@ -259,7 +260,10 @@ fn unsafe_stays_where_it_is_named() {
             .any(|(place, _)| file == *place || under(place))
     };
     let strays: Vec<_> = seen.keys().filter(|file| !named(file)).collect();
-    assert_none(&strays, "files outside of the list");
+    assert_none(
+        &strays,
+        &format!("files with {word} that UNSAFE_FILES does not name"),
+    );
 }
 
 #[test]
@@ -425,7 +429,7 @@ fn top(file: &str) -> String {
     file.split('/').next().unwrap().to_owned()
 }
 
-/// The members of the root workspace.
+/// The members of the root workspace, but for the guests: they live apart, see there.
 fn packages() -> Vec<Value> {
     let cargo = Command::new(env!("CARGO"))
         .args([
@@ -445,7 +449,10 @@ fn packages() -> Vec<Value> {
     );
     let mut metadata: Value = serde_json::from_slice(&cargo.stdout).unwrap();
     match metadata["packages"].take() {
-        Value::Array(packages) => packages,
+        Value::Array(mut packages) => {
+            packages.retain(|package| package["name"] != "outport-test-guests");
+            packages
+        }
         other => panic!("cargo metadata: {other}"),
     }
 }
