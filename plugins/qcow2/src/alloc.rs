@@ -52,11 +52,11 @@ impl Allocator {
             return;
         }
         let mut run = (first, count);
-        if let Some((&before, &len)) = self.recycled.range(..first).next_back() {
-            if before + len == first {
-                self.recycled.remove(&before);
-                run = (before, len + count);
-            }
+        if let Some((&before, &len)) = self.recycled.range(..first).next_back()
+            && before + len == first
+        {
+            self.recycled.remove(&before);
+            run = (before, len + count);
         }
         if let Some(len) = self.recycled.remove(&(first + count)) {
             run.1 += len;
@@ -123,10 +123,10 @@ impl Qcow2 {
 
     /// The refcount block with this index in the table.
     fn refcount_block(&mut self, files: &dyn Files, index: u64) -> Result<Option<u64>> {
-        if let Some((known, offset)) = self.alloc.block {
-            if known == index {
-                return Ok(Some(offset));
-            }
+        if let Some((known, offset)) = self.alloc.block
+            && known == index
+        {
+            return Ok(Some(offset));
         }
         if index >= self.refcount_table_entries() {
             return Ok(None);

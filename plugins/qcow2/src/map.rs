@@ -22,11 +22,12 @@ impl Extents {
         if range.len == 0 {
             return;
         }
-        if let Some(last) = self.list.last_mut() {
-            if last.range.end() == range.offset && continues(last.at, last.range.len, at) {
-                last.range.len += range.len;
-                return;
-            }
+        if let Some(last) = self.list.last_mut()
+            && last.range.end() == range.offset
+            && continues(last.at, last.range.len, at)
+        {
+            last.range.len += range.len;
+            return;
         }
         self.list.push(Extent { range, at });
     }
@@ -156,13 +157,17 @@ impl Qcow2 {
                 }
                 extents.list.clear();
             }
-            let word = |n: usize| {
-                raw.get(n..n + 8)
-                    .map_or(0, |b| b.iter().fold(0, |w, b| w << 8 | u64::from(*b)))
+            let (words, _) = raw.as_chunks::<8>();
+            let word = |n: usize| words.get(n).map_or(0, |w| u64::from_be_bytes(*w));
+            let pushed = match [word(0), word(1)] {
+                [0, 0] => {
+                    self.push_unallocated(&mut extents, start, start + cluster_size);
+                    Ok(())
+                }
+                entry => self
+                    .decode(entry, start)
+                    .and_then(|c| self.push_cluster(&mut extents, start, c, file_end)),
             };
-            let pushed = self
-                .decode([word(0), word(8)], start)
-                .and_then(|c| self.push_cluster(&mut extents, start, c, file_end));
             match pushed {
                 Ok(()) => {}
                 // Damage elsewhere in the page is no concern of this request.
@@ -243,7 +248,9 @@ impl Qcow2 {
         in_place: bool,
         file_end: u64,
     ) {
-        let inside = file_end.saturating_sub(offset).checked_next_multiple_of(self.unit());
+        let inside = file_end
+            .saturating_sub(offset)
+            .checked_next_multiple_of(self.unit());
         let inside = inside.unwrap_or(u64::MAX);
         let middle = to.min(from.saturating_add(inside));
         let at = Location::Raw {

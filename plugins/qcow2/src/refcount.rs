@@ -12,7 +12,7 @@ pub(crate) const fn max(order: u32) -> u64 {
 
 /// Entries in `bytes` bytes of a block.
 pub(crate) const fn entries_in(bytes: u64, order: u32) -> u64 {
-    bytes * 8 >> order
+    (bytes * 8) >> order
 }
 
 /// Entry `index` of `block`; 0 past its end.

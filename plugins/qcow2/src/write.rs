@@ -36,6 +36,9 @@ pub(crate) struct Busy {
     users: u32,
     /// The host cluster was allocated for them, and no commit has used it.
     fresh: bool,
+    /// The first write moves what was in the old host cluster; until then no
+    /// other may point at the new one.
+    moving: bool,
 }
 
 /// What a write to one guest cluster needs.
@@ -46,6 +49,8 @@ struct Need {
     taken: u32,
     /// An existing host cluster to use.
     host: Option<u64>,
+    /// More is covered than the write itself wants.
+    moving: bool,
 }
 
 // === prepare ===
@@ -107,7 +112,7 @@ impl Qcow2 {
         let last = (end - guest).div_ceil(unit) as u32;
         let mut wanted = self.coding.bits(first, last);
         if let Some(busy) = self.busy.get(&guest) {
-            if busy.taken & wanted != 0 {
+            if busy.moving || busy.taken & wanted != 0 {
                 return Ok(None);
             }
             let host = Some(busy.host);
@@ -115,8 +120,10 @@ impl Qcow2 {
                 covers: self.span(guest, wanted),
                 taken: wanted,
                 host,
+                moving: false,
             }));
         }
+        let asked = wanted;
         let table = self.table_for_write(txn, guest)?;
         let host = match self.cluster(txn.files(), table, guest)? {
             _ if self.header.has_data_file() => Some(guest),
@@ -139,6 +146,7 @@ impl Qcow2 {
             covers: self.span(guest, wanted),
             taken: wanted,
             host,
+            moving: wanted != asked,
         }))
     }
 
@@ -163,6 +171,7 @@ impl Qcow2 {
             taken: 0,
             users: 0,
             fresh: false,
+            moving: false,
         });
         busy.taken |= need.taken;
         busy.users += 1;
@@ -202,6 +211,7 @@ impl Qcow2 {
                     taken: need.taken,
                     users: 1,
                     fresh: true,
+                    moving: need.moving,
                 },
             );
         }
@@ -320,6 +330,7 @@ impl Qcow2 {
                 taken,
                 users: 1,
                 fresh: true,
+                moving: true,
             },
         );
         let covers = what.range;
@@ -344,12 +355,13 @@ impl Qcow2 {
         let cluster = tail >> bits;
         let room = tail.next_multiple_of(self.cluster_size()) - tail;
         let max = refcount::max(self.header.refcount_order);
-        if room > 0 && self.refcount(txn.files(), cluster)? < max {
-            if room >= len || self.allocate_at(txn, cluster + 1)? {
-                self.change_refcounts(txn.files(), cluster, 1, |_, n| n + 1)?;
-                self.alloc.tail = tail + len;
-                return Ok(tail);
-            }
+        if room > 0
+            && self.refcount(txn.files(), cluster)? < max
+            && (room >= len || self.allocate_at(txn, cluster + 1)?)
+        {
+            self.change_refcounts(txn.files(), cluster, 1, |_, n| n + 1)?;
+            self.alloc.tail = tail + len;
+            return Ok(tail);
         }
         let (cluster, _) = self.allocate(txn, 1)?;
         let offset = cluster << bits;

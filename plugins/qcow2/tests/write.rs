@@ -1,5 +1,7 @@
 //! Random requests against a model, and `qemu-img check` as the judge.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "host/mod.rs"]
 mod host;
 #[path = "node/mod.rs"]
@@ -7,9 +9,10 @@ mod node;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use node::{Node, Rng, qemu_img, qemu_io};
-use outport_sdk::{ByteRange, DiscardKind};
+use outport_sdk::{ByteRange, DiscardKind, WritableFormat, WriteIntent, WriteKind};
 
 /// An image made by qemu-img, and what belongs to it.
 struct Case {
@@ -464,6 +467,45 @@ fn a_zeroed_cluster_is_reused_in_place() {
 }
 
 #[test]
+fn writes_into_a_cluster_that_moves_wait_for_the_move() {
+    let case = Case::new("cluster_size=64k,extended_l2=on", 1 << 20);
+    qemu_io(&case.image(), &["write -P 1 0 4k".into()]);
+    case.snapshot("one");
+    let mut node = case.open("{}");
+    let intent = |offset| WriteIntent {
+        range: ByteRange::new(offset, 2048),
+        kind: WriteKind::Data,
+        stored_len: 0,
+    };
+    // Both want a place in the copy of the cluster; the first brings its content
+    // along, so the second must not be mapped without it.
+    let (image, host) = (&mut node.image, &mut node.host);
+    let intents = [intent(8192), intent(32768)];
+    let first = host.call(|txn| image.prepare_write(txn, &intents)).unwrap();
+    assert_eq!(first.len(), 1);
+    assert_eq!(first[0].covers, ByteRange::new(0, 8192 + 2048));
+    host.call(|txn| image.abort_write(txn, &[first[0].token]))
+        .unwrap();
+    let mut model = vec![0; 1 << 20];
+    model[..4096].fill(1);
+    assert!(node.content() == model);
+    // Nothing moves in a new cluster: both get their place at once.
+    let (image, host) = (&mut node.image, &mut node.host);
+    let intents = [intent(1 << 19), intent((1 << 19) + 32768)];
+    let both = host.call(|txn| image.prepare_write(txn, &intents)).unwrap();
+    assert_eq!(both[1].offset, both[0].offset + 32768);
+    for p in &both {
+        host.payload(p.slot, p.offset, &[7; 2048]);
+        model[p.covers.offset as usize..][..2048].fill(7);
+    }
+    host.call(|txn| image.commit_write(txn, &[both[1].token]))
+        .unwrap();
+    host.call(|txn| image.commit_write(txn, &[both[0].token]))
+        .unwrap();
+    case.judge(node, &model);
+}
+
+#[test]
 fn qemu_goes_on_where_the_plugin_stopped() {
     let case = Case::new("cluster_size=4k,compression_type=zstd", 2 << 20);
     let mut model = vec![0; 2 << 20];
@@ -479,4 +521,47 @@ fn qemu_goes_on_where_the_plugin_stopped() {
         model[600 << 10..664 << 10].fill(0);
         case.judge_file(&model);
     }
+}
+
+/// A number for people: `cargo test --release --test write -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn random_allocating_writes_cost_little() {
+    let case = Case::new("cluster_size=64k", 8 << 30);
+    let mut node = case.open("{}");
+    let (image, host) = (&mut node.image, &mut node.host);
+    let mut rng = Rng(1);
+    let mut seen = std::collections::HashSet::new();
+    let (mut prepare, mut commit, mut resolve) = (0, 0, 0);
+    for _ in 0..1000 {
+        let mut intents = Vec::new();
+        while intents.len() < 32 {
+            let cluster = rng.below(8 << 14);
+            if seen.insert(cluster) {
+                let range = ByteRange::new(cluster << 16, 4096);
+                intents.push(WriteIntent {
+                    range,
+                    kind: WriteKind::Data,
+                    stored_len: 0,
+                });
+            }
+        }
+        let start = Instant::now();
+        let placements = host.call(|txn| image.prepare_write(txn, &intents)).unwrap();
+        prepare += start.elapsed().as_nanos();
+        let tokens: Vec<u64> = placements.iter().map(|p| p.token).collect();
+        assert_eq!(tokens.len(), 32);
+        let start = Instant::now();
+        host.call(|txn| image.commit_write(txn, &tokens)).unwrap();
+        commit += start.elapsed().as_nanos();
+        let start = Instant::now();
+        outport_sdk::Format::resolve(image, host, intents[0].range).unwrap();
+        resolve += start.elapsed().as_nanos();
+    }
+    println!(
+        "prepare {} ns, commit {} ns an intent; resolve {} ns",
+        prepare / 32_000,
+        commit / 32_000,
+        resolve / 1000
+    );
 }
