@@ -17,7 +17,7 @@ use wit_component::{ComponentEncoder, DecodedWasm};
 
 /// The custom section that says which contract a component was made for, e.g.
 /// `0.1.0`: a host can read it before it compiles anything.
-pub const CONTRACT_SECTION: &str = "outport:contract";
+const CONTRACT_SECTION: &str = "outport:contract";
 
 /// What the inner build may see of the environment: where cargo keeps its
 /// downloads, and how it reaches the network.
@@ -43,17 +43,17 @@ const ENV_KEPT_PREFIXES: [&str; 4] = [
 
 /// A plugin crate that was built.
 #[derive(Debug)]
-pub struct Plugin {
+pub(crate) struct Plugin {
     /// The name of its folder.
-    pub name: String,
+    pub(crate) name: String,
     /// Its folder.
-    pub folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// The bytes of the component.
-    pub component: Vec<u8>,
+    pub(crate) component: Vec<u8>,
 }
 
 /// Build the crate or workspace in `folder`; sorted by name.
-pub fn build(folder: &Path, target_dir: &Path) -> Result<Vec<Plugin>> {
+pub(crate) fn build(folder: &Path, target_dir: &Path) -> Result<Vec<Plugin>> {
     let folder = folder
         .canonicalize()
         .with_context(|| format!("Cannot find the plugin folder {}", folder.display()))?;
@@ -153,7 +153,7 @@ fn rust_flags(toolchain: &Toolchain) -> Vec<String> {
 }
 
 /// Make a component of a core module that `outport_sdk::export_format_*!` made.
-pub fn componentize(module: &[u8]) -> Result<Vec<u8>> {
+fn componentize(module: &[u8]) -> Result<Vec<u8>> {
     let mut component = ComponentEncoder::default()
         .validate(true)
         .module(module)
@@ -170,13 +170,13 @@ pub fn componentize(module: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// The version of `outport:plugin` that the component's exports carry.
-pub fn contract_version(component: &[u8]) -> Result<String> {
+pub(crate) fn contract_version(component: &[u8]) -> Result<String> {
     let DecodedWasm::Component(resolve, world) = wit_component::decode(component)? else {
         bail!("This is a WIT package, not a component");
     };
     let exports = resolve.worlds[world].exports.keys();
     // "outport:plugin/meta@0.1.0"
-    let contracts = exports.filter_map(|key| {
+    let mut contracts = exports.filter_map(|key| {
         let name = resolve.name_world_key(key);
         Some(
             name.strip_prefix("outport:plugin/")?
@@ -186,7 +186,7 @@ pub fn contract_version(component: &[u8]) -> Result<String> {
         )
     });
     contracts
-        .last()
+        .next_back()
         .context("It exports nothing of the contract outport:plugin")
 }
 

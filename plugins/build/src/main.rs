@@ -21,16 +21,19 @@ fn main() -> Result<()> {
     let mut plugins = component::build(&args.folder, &args.target_dir)?;
     let (Some(plugin), true) = (plugins.pop(), plugins.is_empty()) else {
         bail!(
-            "{} does not make exactly one component: a plugin has crate-type = [\"cdylib\"]",
-            args.folder.display()
+            "{} does not make exactly one component (more: {:?}): a plugin is one crate with \
+             crate-type = [\"cdylib\"]",
+            args.folder.display(),
+            plugins.iter().map(|other| &other.name).collect::<Vec<_>>()
         );
     };
     fs::write(&args.output, &plugin.component)
         .with_context(|| format!("Cannot write {}", args.output.display()))?;
     let contract = component::contract_version(&plugin.component)?;
     println!(
-        "{}: {} KiB, contract outport:plugin@{contract}",
+        "{} of {}: {} KiB, contract outport:plugin@{contract}",
         args.output.display(),
+        plugin.folder.join("Cargo.toml").display(),
         plugin.component.len().div_ceil(1024)
     );
     Ok(())

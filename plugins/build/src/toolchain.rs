@@ -12,26 +12,26 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The one target that plugins are built for.
-pub const TARGET: &str = "wasm32-unknown-unknown";
+pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
 
 /// A compiler for [`TARGET`].
 #[derive(Debug)]
-pub struct Toolchain {
+pub(crate) struct Toolchain {
     /// `rustc`.
-    pub rustc: PathBuf,
+    pub(crate) rustc: PathBuf,
     /// `cargo` of the same version.
-    pub cargo: PathBuf,
+    pub(crate) cargo: PathBuf,
     /// Its root: the standard library's sources lie under it.
-    pub sysroot: PathBuf,
+    pub(crate) sysroot: PathBuf,
     /// Build the standard library from source.
-    pub build_std: bool,
+    pub(crate) build_std: bool,
     /// Folder of `rust-lld`, if the compiler would not find it.
-    pub linker_dir: Option<PathBuf>,
+    pub(crate) linker_dir: Option<PathBuf>,
 }
 
 impl Toolchain {
     /// The first that fits.
-    pub fn find() -> Result<Self> {
+    pub(crate) fn find() -> Result<Self> {
         let sysroots = rustup_sysroots();
         if let Some(sysroot) = sysroots.iter().find(|s| has_target(s)) {
             return Ok(Self::at(sysroot, sysroot.clone(), false, None));
@@ -66,7 +66,7 @@ impl Toolchain {
     }
 
     /// PATH of the build: the linker's folder before the present ones.
-    pub fn path(&self) -> OsString {
+    pub(crate) fn path(&self) -> OsString {
         let present = env::var_os("PATH").unwrap_or_default();
         let dirs = self
             .linker_dir
