@@ -42,6 +42,8 @@ pub struct Qcow2 {
     pub(crate) pages: Pages,
     /// No table lies past this: the file's length or what was allocated since.
     pub(crate) file_end: u64,
+    /// The file with the data is at least this long.
+    pub(crate) data_len: u64,
     pub(crate) alloc: Allocator,
     /// Prepared writes by token.
     pub(crate) reservations: HashMap<u64, Reservation>,
@@ -82,6 +84,7 @@ impl Qcow2 {
             data_slot: IMAGE,
             backing_len: None,
             file_end: 0,
+            data_len: 0,
             alloc: Allocator::default(),
             reservations: HashMap::new(),
             busy: HashMap::new(),
@@ -301,6 +304,7 @@ impl Qcow2 {
             self.regions.add_tables(files, &self.header)?;
         }
         self.file_end = self.rounded_size(files)?;
+        self.data_len = files.size(self.data_slot)?;
         self.stale = false;
         Ok(())
     }

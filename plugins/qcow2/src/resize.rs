@@ -63,6 +63,7 @@ impl Qcow2 {
         txn.write(IMAGE, Stage::Mapping, field::SIZE, &size.to_be_bytes())?;
         if self.header.data_file_raw() {
             txn.truncate(self.data_slot, size)?;
+            self.data_len = self.data_len.min(size);
         }
         Ok(())
     }

@@ -77,7 +77,26 @@ impl Qcow2 {
                 other => other?,
             }
         }
+        self.reach(txn, &placements)?;
         Ok(placements)
+    }
+
+    /// Let the file be long enough for what will be written.
+    fn reach(&mut self, txn: &mut dyn Txn, placements: &[Placement]) -> Result<()> {
+        let len = |p: &Placement| {
+            let stored = self.reservations.get(&p.token).and_then(|r| r.stored_len);
+            stored.map_or(p.covers.len, u64::from)
+        };
+        let end = placements
+            .iter()
+            .map(|p| p.offset + len(p))
+            .max()
+            .unwrap_or(0);
+        if end > self.data_len {
+            txn.grow(self.data_slot, end)?;
+            self.data_len = end;
+        }
+        Ok(())
     }
 
     fn place(
