@@ -84,7 +84,7 @@ impl Gate {
     fn inside(&self, parity: usize) -> usize {
         self.shards
             .iter()
-            .map(|s| s.0[parity].load(Ordering::Acquire))
+            .map(|s| s.0[parity].load(Ordering::SeqCst))
             .sum()
     }
 

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::engine::background::Finish;
 use crate::engine::buffer::{Buf, IoMem};
 use crate::file::HostFile;
 use crate::format::{Codec, DiscardKind};
@@ -44,7 +45,7 @@ pub enum Kind {
         zeroes: bool,
     },
     /// An image that a plugin understands.
-    Image(Image),
+    Image(Arc<Image>),
 }
 
 /// One node.
@@ -186,7 +187,7 @@ impl Node {
                 child,
                 offset: base,
                 ..
-            } => child.try_read(base + offset, buf),
+            } => child.try_read(base.checked_add(offset)?, buf),
             Kind::Null { .. } => {
                 buf.fill(0);
                 Some(Ok(()))
@@ -206,7 +207,7 @@ impl Node {
                 child,
                 offset: base,
                 ..
-            } => child.try_write(base + offset, buf),
+            } => child.try_write(base.checked_add(offset)?, buf),
             Kind::Null { .. } => Some(Ok(())),
             Kind::Image(image) => image.try_write(offset, buf),
         }
@@ -230,39 +231,47 @@ impl Node {
     }
 
     pub(crate) fn read_mem(&self, offset: u64, mem: IoMem) -> NodeFuture<'_, ()> {
-        Box::pin(async move {
-            match &self.kind {
-                Kind::File(file) => file.read(offset, mem).await,
-                Kind::Raw {
-                    child,
-                    offset: base,
-                    ..
-                } => child.read_mem(base + offset, mem).await,
-                Kind::Null { .. } => {
-                    mem.fill_zero();
-                    Ok(())
-                }
-                Kind::Image(image) => image.read(offset, mem).await,
+        match &self.kind {
+            Kind::File(file) => Box::pin(file.read(offset, mem)),
+            Kind::Raw {
+                child,
+                offset: base,
+                ..
+            } => match offset.checked_add(*base) {
+                Some(offset) => child.read_mem(offset, mem),
+                None => refused(Errno::Inval),
+            },
+            Kind::Null { .. } => Box::pin(async move {
+                mem.fill_zero();
+                Ok(())
+            }),
+            Kind::Image(image) => {
+                let image = image.clone();
+                whole(async move { image.read(offset, mem).await })
             }
-        })
+        }
     }
 
     pub(crate) fn write_mem(&self, offset: u64, mem: IoMem, fua: bool) -> NodeFuture<'_, ()> {
-        Box::pin(async move {
-            if self.read_only {
-                return Err(Errno::Perm);
+        if self.read_only {
+            return refused(Errno::Perm);
+        }
+        match &self.kind {
+            Kind::File(file) => Box::pin(file.write(offset, mem, fua)),
+            Kind::Raw {
+                child,
+                offset: base,
+                ..
+            } => match offset.checked_add(*base) {
+                Some(offset) => child.write_mem(offset, mem, fua),
+                None => refused(Errno::Inval),
+            },
+            Kind::Null { .. } => Box::pin(std::future::ready(Ok(()))),
+            Kind::Image(image) => {
+                let image = image.clone();
+                whole(async move { image.write(offset, mem, fua).await })
             }
-            match &self.kind {
-                Kind::File(file) => file.write(offset, mem, fua).await,
-                Kind::Raw {
-                    child,
-                    offset: base,
-                    ..
-                } => child.write_mem(base + offset, mem, fua).await,
-                Kind::Null { .. } => Ok(()),
-                Kind::Image(image) => image.write(offset, mem, fua).await,
-            }
-        })
+        }
     }
 
     /// Write one cluster compressed.
@@ -276,7 +285,11 @@ impl Node {
         codec: Codec,
     ) -> std::result::Result<(), Errno> {
         match &self.kind {
-            Kind::Image(image) => image.write_compressed(offset, buf.io(), codec).await,
+            _ if self.read_only => Err(Errno::Perm),
+            Kind::Image(image) => {
+                let (image, mem) = (image.clone(), buf.io());
+                whole(async move { image.write_compressed(offset, mem, codec).await }).await
+            }
             _ => Err(Errno::NotSup),
         }
     }
@@ -288,7 +301,10 @@ impl Node {
                 Kind::File(file) => file.flush().await,
                 Kind::Raw { child, .. } => child.flush().await,
                 Kind::Null { .. } => Ok(()),
-                Kind::Image(image) => image.flush().await,
+                Kind::Image(image) => {
+                    let image = image.clone();
+                    whole(async move { image.flush().await }).await
+                }
             }
         })
     }
@@ -303,7 +319,12 @@ impl Node {
                 Kind::File(file) => file.discard(range).await,
                 Kind::Raw { child, offset, .. } => child.discard(shift(range, *offset)?).await,
                 Kind::Null { .. } => Ok(()),
-                Kind::Image(image) => image.discard(range, DiscardKind::Discard).await.map(|_| ()),
+                Kind::Image(image) => {
+                    let image = image.clone();
+                    whole(async move { image.discard(range, DiscardKind::Discard).await })
+                        .await
+                        .map(|_| ())
+                }
             }
         })
     }
@@ -336,8 +357,9 @@ impl Node {
                     } else {
                         DiscardKind::ZeroKeep
                     };
-                    let rest = image.discard(range, kind).await?;
-                    if rest[0] == range {
+                    let image = image.clone();
+                    let rest = whole(async move { image.discard(range, kind).await }).await?;
+                    if rest[0] == range && !range.is_empty() {
                         return Err(Errno::NotSup);
                     }
                     for part in rest {
@@ -425,28 +447,43 @@ impl Node {
     }
 
     /// The node is at least `len` bytes long.
-    pub(crate) fn grow_to(&self, len: u64) -> std::result::Result<(), Errno> {
-        if len <= self.len_bytes() {
-            Ok(())
-        } else {
-            self.resize_storage(len)
-        }
-    }
-
-    /// Change the length of what holds an image.
-    pub(crate) fn resize_storage(&self, len: u64) -> std::result::Result<(), Errno> {
+    pub(crate) fn grow_to(&self, len: u64) -> NodeFuture<'_, ()> {
         match &self.kind {
-            Kind::File(file) => file.set_len(len),
+            _ if len <= self.len_bytes() => Box::pin(std::future::ready(Ok(()))),
+            Kind::File(file) => Box::pin(file.grow(len)),
             Kind::Raw {
                 child,
                 offset,
                 size: None,
-            } => child.resize_storage(offset + len),
+            } => match len.checked_add(*offset) {
+                Some(len) => child.grow_to(len),
+                None => refused(Errno::Inval),
+            },
+            Kind::Null { size, .. } => {
+                size.fetch_max(len, Ordering::AcqRel);
+                Box::pin(std::future::ready(Ok(())))
+            }
+            Kind::Raw { .. } | Kind::Image(_) => refused(Errno::NotSup),
+        }
+    }
+
+    /// Change the length of what holds an image.
+    pub(crate) fn resize_storage(&self, len: u64) -> NodeFuture<'_, ()> {
+        match &self.kind {
+            Kind::File(file) => Box::pin(file.set_len(len)),
+            Kind::Raw {
+                child,
+                offset,
+                size: None,
+            } => match len.checked_add(*offset) {
+                Some(len) => child.resize_storage(len),
+                None => refused(Errno::Inval),
+            },
             Kind::Null { size, .. } => {
                 size.store(len, Ordering::Release);
-                Ok(())
+                Box::pin(std::future::ready(Ok(())))
             }
-            Kind::Raw { .. } | Kind::Image(_) => Err(Errno::NotSup),
+            Kind::Raw { .. } | Kind::Image(_) => refused(Errno::NotSup),
         }
     }
 
@@ -459,23 +496,26 @@ impl Node {
             return Err(Error::new(ErrorKind::Invalid, "Image is read-only"));
         }
         match &self.kind {
-            Kind::Image(image) => image
-                .resize(len)
-                .await
-                .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string())),
+            Kind::Image(image) => {
+                let image = image.clone();
+                Finish::new(async move { image.resize(len).await })
+                    .await
+                    .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))
+            }
             Kind::Raw { size: Some(_), .. } => Err(Error::new(
                 ErrorKind::Unsupported,
                 "Cannot resize a raw node with a fixed 'size'",
             )),
             _ => self
                 .resize_storage(len)
+                .await
                 .map_err(|e| Error::new(ErrorKind::Io, format!("Failed to resize the image: {e}"))),
         }
     }
 
     /// The image, if this is a format node.
     #[must_use]
-    pub const fn image(&self) -> Option<&Image> {
+    pub const fn image(&self) -> Option<&Arc<Image>> {
         match &self.kind {
             Kind::Image(image) => Some(image),
             _ => None,
@@ -499,7 +539,7 @@ impl Node {
             Kind::Raw { child, .. } => vec![("file", child.clone())],
             Kind::Image(image) => {
                 let names = std::iter::once("file").chain(std::iter::repeat("data-file"));
-                let storage = names.zip(image.storage());
+                let storage = names.zip(image.storage().cloned());
                 let backing = image.backing().map(|b| ("backing", b.clone()));
                 storage.chain(backing).collect()
             }
@@ -512,10 +552,24 @@ impl Node {
     /// What file or plugin said.
     pub async fn close(&self) -> Result<()> {
         match &self.kind {
-            Kind::Image(image) => image.close(&self.name).await,
+            Kind::Image(image) => {
+                let (image, name) = (image.clone(), self.name.clone());
+                Finish::new(async move { image.close(&name).await }).await
+            }
             _ => Ok(()),
         }
     }
+}
+
+/// Runs to its end once it was begun.
+fn whole<'a, T: Send + 'static>(
+    work: impl Future<Output = std::result::Result<T, Errno>> + Send + 'static,
+) -> NodeFuture<'a, T> {
+    Box::pin(Finish::new(work))
+}
+
+fn refused<'a, T: Send + 'static>(errno: Errno) -> NodeFuture<'a, T> {
+    Box::pin(std::future::ready(Err(errno)))
 }
 
 fn shift(range: ByteRange, by: u64) -> std::result::Result<ByteRange, Errno> {

@@ -27,8 +27,12 @@ pub enum Event {
     },
     /// The length was set.
     Truncate(u64),
+    /// The length became at least this.
+    Grow(u64),
     /// The write or zero completed.
     Done(u64),
+    /// The write is durable by itself (FUA).
+    Durable(u64),
     /// A flush was issued.
     Flush(u64),
     /// The flush completed: all that was done before it was issued is durable.
@@ -65,8 +69,16 @@ impl Trace {
         self.push(|_| Event::Truncate(len));
     }
 
+    pub(crate) fn grow(&self, len: u64) {
+        self.push(|_| Event::Grow(len));
+    }
+
     pub(crate) fn written(&self, id: u64) {
         self.push(|_| Event::Done(id));
+    }
+
+    pub(crate) fn durable(&self, id: u64) {
+        self.push(|_| Event::Durable(id));
     }
 
     pub(crate) fn flush(&self) -> u64 {

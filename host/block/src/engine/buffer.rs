@@ -8,13 +8,20 @@
 //! Invariant: an `IoMem` is made only inside this crate, from a buffer that its
 //! maker owns and gives back after completion.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Alignment of every buffer: enough for `O_DIRECT` on any device with blocks
 /// up to 4 KiB, which is what Linux supports for file systems' direct I/O.
 pub const BUFFER_ALIGN: usize = 4096;
+
+/// The kernel's `IOV_MAX`: a longer vector is refused.
+const PIECES_MAX: usize = 1024;
+
+/// The kernel transfers a little less than 2 GiB at once, and a ring entry has
+/// a 32-bit length.
+const OP_BYTES_MAX: usize = 1 << 30;
 
 /// The memory of one buffer.
 #[derive(Debug)]
@@ -28,6 +35,20 @@ struct Mem {
 unsafe impl Send for Mem {}
 // SAFETY: as above; shared references give out only a raw pointer.
 unsafe impl Sync for Mem {}
+
+impl Mem {
+    fn zeroed(len: usize) -> Self {
+        let size = len.max(1).next_multiple_of(BUFFER_ALIGN);
+        let layout = Layout::from_size_align(size, BUFFER_ALIGN)
+            .expect("a buffer length is bounded far below isize::MAX");
+        // SAFETY: the layout's size is not zero.
+        let raw = unsafe { alloc_zeroed(layout) };
+        match NonNull::new(raw) {
+            Some(ptr) => Self { ptr, layout },
+            None => handle_alloc_error(layout),
+        }
+    }
+}
 
 impl Drop for Mem {
     fn drop(&mut self) {
@@ -47,18 +68,8 @@ impl Buf {
     /// A zero-filled buffer of `len` bytes.
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
-        let size = len.max(1).next_multiple_of(BUFFER_ALIGN);
-        let layout = Layout::from_size_align(size, BUFFER_ALIGN)
-            .expect("a buffer length is bounded far below isize::MAX");
-        // SAFETY: the layout's size is not zero.
-        let raw = unsafe { alloc(layout) };
-        let Some(ptr) = NonNull::new(raw) else {
-            handle_alloc_error(layout)
-        };
-        // SAFETY: `ptr` owns `size` freshly allocated bytes.
-        unsafe { ptr.as_ptr().write_bytes(0, size) };
         Self {
-            mem: Arc::new(Mem { ptr, layout }),
+            mem: Arc::new(Mem::zeroed(len)),
             len,
         }
     }
@@ -91,9 +102,23 @@ impl Buf {
         unsafe { std::slice::from_raw_parts(self.mem.ptr.as_ptr(), self.len) }
     }
 
-    /// The bytes, to change them.
+    /// The bytes, to change them. While an abandoned write may still read
+    /// them, it keeps them and this buffer gets a copy.
     #[must_use]
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        if Arc::get_mut(&mut self.mem).is_none() {
+            let copy = Self::zeroed(self.capacity());
+            // SAFETY: both memories have that many bytes, are alive, and the
+            // new one is nobody else's; an operation in flight on the old one
+            // only reads (one that fills a buffer owns the `Buf` too).
+            unsafe {
+                copy.mem
+                    .ptr
+                    .as_ptr()
+                    .copy_from_nonoverlapping(self.mem.ptr.as_ptr(), self.capacity());
+            }
+            self.mem = copy.mem;
+        }
         // SAFETY: as in `as_slice`, and `&mut self` excludes other readers.
         unsafe { std::slice::from_raw_parts_mut(self.mem.ptr.as_ptr(), self.len) }
     }
@@ -187,6 +212,13 @@ impl IoMem {
             Pieces::One(p) => std::slice::from_ref(p),
             Pieces::Many(ps) => ps,
         }
+    }
+
+    /// How many bytes one operation can take: [`PIECES_MAX`] pieces of them,
+    /// and no more than the kernel transfers at once.
+    pub(crate) fn one_op(&self) -> usize {
+        let pieces = self.as_pieces().iter().take(PIECES_MAX);
+        pieces.map(|p| p.len).sum::<usize>().min(OP_BYTES_MAX)
     }
 
     /// Bytes in all pieces.
@@ -293,6 +325,23 @@ mod tests {
         let b = Buf::zeroed(10);
         assert_eq!(b.as_slice(), &[0; 10]);
         assert!(b.io_part(0, 0).is_aligned(BUFFER_ALIGN));
+    }
+
+    #[test]
+    fn a_buffer_that_an_operation_still_reads_is_not_changed() {
+        let mut b = Buf::from_slice(b"old");
+        let in_flight = b.io();
+        b.as_mut_slice().copy_from_slice(b"new");
+        let mut seen = [0; 3];
+        in_flight.copy_to(&mut seen);
+        assert_eq!((&seen, b.as_slice()), (b"old", &b"new"[..]));
+    }
+
+    #[test]
+    fn one_operation_takes_what_the_kernel_takes() {
+        let b = Buf::zeroed(4096);
+        let many = IoMem::join((0..2000).map(|i| b.io_part(i, 1)));
+        assert_eq!(many.one_op(), PIECES_MAX);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! An iothread: one OS thread with a single-threaded runtime and a ring.
 //!
-//! Control hands work over with [`IoThread::spawn`]; nothing else crosses. The
-//! thread ends when the last handle is gone and its tasks were dropped.
+//! Control hands work over with [`IoThread::spawn`]; nothing else crosses. A
+//! task that panics is logged and ends; the thread goes on. The thread ends when
+//! the last handle is gone: tasks are dropped (what must not stop midway moves
+//! to `background`), then the ring is drained and closed.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -12,6 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures_util::FutureExt;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::LocalSet;
@@ -113,12 +116,14 @@ impl IoThread {
         Fut: Future<Output = ()> + 'static,
     {
         // The thread lives as long as a handle does, and `self` is one.
-        let _ = self.jobs.send(Box::new(move || Box::pin(make())));
+        let _ = self
+            .jobs
+            .send(Box::new(move || Box::pin(async move { make().await })));
     }
 
     /// Run a future on the thread and wait for its result.
     ///
-    /// Returns `None` only if the thread died, which it does not.
+    /// Returns `None` only if the future panicked.
     pub async fn run<F, Fut, T>(&self, make: F) -> Option<T>
     where
         F: FnOnce() -> Fut + Send + 'static,
@@ -138,18 +143,41 @@ fn run(runtime: &tokio::runtime::Runtime, mut queue: mpsc::UnboundedReceiver<Job
     set.block_on(runtime, async move {
         start_ring();
         while let Some(job) = queue.recv().await {
-            tokio::task::spawn_local(job());
+            tokio::task::spawn_local(guarded(job()));
         }
     });
+    // Tasks first: they may still queue operations as they go.
     drop(set);
     LOCAL.with_borrow_mut(Option::take);
 }
 
-struct RingFd(RawFd);
+/// A bug in one connection's task is that connection's end, and is seen.
+async fn guarded(task: LocalFuture) {
+    let result = std::panic::AssertUnwindSafe(task).catch_unwind().await;
+    if let Err(panic) = result {
+        let reason = panic
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        let thread = std::thread::current();
+        tracing::error!(
+            thread = thread.name(),
+            reason,
+            "a task panicked on an iothread"
+        );
+    }
+}
+
+/// The ring's descriptor; keeps the ring open while the reactor knows it.
+struct RingFd {
+    fd: RawFd,
+    _ring: Rc<RefCell<Ring>>,
+}
 
 impl AsRawFd for RingFd {
     fn as_raw_fd(&self) -> RawFd {
-        self.0
+        self.fd
     }
 }
 
@@ -168,11 +196,18 @@ fn start_ring() {
             return;
         }
     };
-    let Ok(fd) = AsyncFd::with_interest(RingFd(ring.raw_fd()), tokio::io::Interest::READABLE)
-    else {
+    let interest = tokio::io::Interest::READABLE;
+    let fd = ring.raw_fd();
+    let ring = Rc::new(RefCell::new(ring));
+    let ring_fd = RingFd {
+        fd,
+        _ring: ring.clone(),
+    };
+    // SAFETY: the descriptor is the ring's, which never changes it and closes
+    // it only after `RingFd` is dropped, since that holds the ring.
+    let Ok(fd) = (unsafe { AsyncFd::register_with_interest(ring_fd, interest) }) else {
         return;
     };
-    let ring = Rc::new(RefCell::new(ring));
     let submit = Rc::new(Notify::new());
     tokio::task::spawn_local(submitter(ring.clone(), submit.clone()));
     tokio::task::spawn_local(reaper(ring.clone(), fd));
@@ -240,6 +275,59 @@ mod tests {
                 })
                 .await;
             assert_eq!(sum, Some(4900));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_task_and_not_the_thread() {
+        let thread = IoThread::start("p").unwrap();
+        let never: Option<()> = thread.run(|| async { panic!("a bug in a task") }).await;
+        assert_eq!(never, None);
+        let early = thread.run::<_, std::future::Ready<()>, ()>(|| panic!("a bug before it"));
+        assert_eq!(early.await, None);
+        assert_eq!(thread.run(|| async { 7 }).await, Some(7));
+    }
+
+    fn threads_named(name: &str) -> usize {
+        std::fs::read_dir("/proc/self/task")
+            .unwrap()
+            .filter_map(|t| std::fs::read_to_string(t.ok()?.path().join("comm")).ok())
+            .filter(|comm| comm.trim_end() == name)
+            .count()
+    }
+
+    fn descriptors_of(path: &std::path::Path) -> usize {
+        std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok())
+            .filter(|target| target == path)
+            .count()
+    }
+
+    #[tokio::test]
+    async fn the_last_handle_ends_the_thread_and_drains_its_ring() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let path = std::fs::canonicalize(file.path()).unwrap();
+        let fd = Arc::new(OwnedFd::from(std::fs::File::open(&path).unwrap()));
+        let thread = IoThread::start("lasting").unwrap();
+        thread
+            .run(move || async move {
+                // Nobody waits for these.
+                for i in 0..1000 {
+                    let kind = OpKind::Read(Buf::zeroed(4096).io());
+                    let (fd, offset) = (fd.clone(), (i % 256) * 4096);
+                    drop(submit(Op { fd, offset, kind }, Aio::IoUring));
+                }
+            })
+            .await;
+        assert_eq!(threads_named("io-lasting"), 1);
+        drop(thread);
+        let mut patience = 10_000;
+        while threads_named("io-lasting") > 0 || descriptors_of(&path) > 1 {
+            patience -= 1;
+            assert!(patience > 0, "the thread did not end");
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
     }
 }

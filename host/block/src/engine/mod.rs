@@ -16,5 +16,5 @@ mod uring;
 
 pub(crate) use iothread::submit;
 pub use iothread::{Aio, IoThread};
-pub use reactor::register;
 pub(crate) use op::{Op, OpKind};
+pub use reactor::register;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::op::{Completion, Op};
 
 /// QEMU's `thread-pool-max` default.
-pub const THREADS_MAX: usize = 64;
+const THREADS_MAX: usize = 64;
 
 /// An idle thread leaves after this long: it holds a stack for nothing.
 const IDLE: Duration = Duration::from_secs(10);
@@ -37,6 +37,13 @@ pub(crate) fn pool() -> &'static Pool {
     &POOL
 }
 
+/// Memory first: a waiter may take the buffer as its only owner.
+fn finish(op: Op, done: &Completion) {
+    let result = op.run_blocking();
+    drop(op);
+    done.set(result);
+}
+
 impl Pool {
     /// Queue an operation; starts a thread if none is idle.
     pub(crate) fn submit(&'static self, op: Op, done: Completion) {
@@ -55,7 +62,7 @@ impl Pool {
                     let job = state.queue.pop_back();
                     drop(state);
                     if let Some((op, done)) = job {
-                        done.set(op.run_blocking());
+                        finish(op, &done);
                     }
                     return;
                 }
@@ -70,8 +77,7 @@ impl Pool {
         loop {
             if let Some((op, done)) = state.queue.pop_front() {
                 drop(state);
-                done.set(op.run_blocking());
-                drop(op);
+                finish(op, &done);
                 state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 continue;
             }

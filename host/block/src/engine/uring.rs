@@ -132,6 +132,8 @@ impl Ring {
                 Ok(n) => {
                     self.queued -= n.min(self.queued);
                     if n == 0 {
+                        // The kernel took all that it had seen.
+                        self.queued = self.ring.submission().len();
                         break;
                     }
                 }

@@ -4,7 +4,7 @@
 //! Any iothread; the cache is locked for a lookup or an insert only. A stored
 //! unit may be followed by bytes that do not belong to it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -47,36 +47,46 @@ pub(crate) fn encode(codec: Codec, unit: &[u8], len_max: usize) -> Option<Vec<u8
 
 /// Decoded units, oldest first out.
 #[derive(Debug, Default)]
-pub(crate) struct DecodedCache(Mutex<VecDeque<(Coded, Arc<Vec<u8>>)>>);
+struct Units {
+    by_key: HashMap<Coded, Arc<Vec<u8>>>,
+    by_age: VecDeque<Coded>,
+    bytes: usize,
+}
+
+/// The decoded units of one image.
+#[derive(Debug, Default)]
+pub(crate) struct DecodedCache(Mutex<Units>);
 
 impl DecodedCache {
+    fn units(&self) -> std::sync::MutexGuard<'_, Units> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The unit, if it is here.
     pub(crate) fn get(&self, unit: &Coded) -> Option<Arc<Vec<u8>>> {
-        let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        cache
-            .iter()
-            .find(|(key, _)| key == unit)
-            .map(|(_, data)| data.clone())
+        self.units().by_key.get(unit).cloned()
     }
 
     /// Remember a unit.
     pub(crate) fn put(&self, unit: Coded, data: Arc<Vec<u8>>) {
-        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.push_back((unit, data));
-        let mut bytes: usize = cache.iter().map(|(_, d)| d.len()).sum();
-        while bytes > CACHE_BYTES && cache.len() > 1 {
-            if let Some((_, old)) = cache.pop_front() {
-                bytes -= old.len();
+        let mut units = self.units();
+        units.bytes += data.len();
+        if let Some(old) = units.by_key.insert(unit, data) {
+            units.bytes -= old.len();
+        } else {
+            units.by_age.push_back(unit);
+        }
+        while units.bytes > CACHE_BYTES && units.by_age.len() > 1 {
+            let old = units.by_age.pop_front();
+            if let Some(old) = old.and_then(|key| units.by_key.remove(&key)) {
+                units.bytes -= old.len();
             }
         }
     }
 
-    /// The file range of `slot` was freed or rewritten.
+    /// Stored bytes were freed or rewritten.
     pub(crate) fn clear(&self) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        *self.units() = Units::default();
     }
 }
 
@@ -96,6 +106,26 @@ mod tests {
                 "{codec:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_cache_forgets_the_oldest_and_stays_within_its_bytes() {
+        let cache = DecodedCache::default();
+        let unit = |n: u64| Coded {
+            slot: 0,
+            offset: n,
+            stored_len: 1,
+            codec: Codec::Zstd,
+            unit_offset: n << 20,
+            unit_len: 1 << 20,
+        };
+        for n in 0..20 {
+            cache.put(unit(n), Arc::new(vec![0; 1 << 20]));
+            cache.put(unit(n), Arc::new(vec![0; 1 << 20]));
+        }
+        assert!(cache.get(&unit(11)).is_none());
+        assert!((12..20).all(|n| cache.get(&unit(n)).is_some()));
+        assert!(cache.units().bytes <= CACHE_BYTES);
     }
 
     #[test]

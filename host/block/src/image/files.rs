@@ -2,27 +2,34 @@
 //! ever written.
 //!
 //! Shared between the image and its plugin instance (which sees it as
-//! [`FormatFiles`]). Invariant: bytes at or beyond `reach` of a slot were never
-//! written through this image and lie past the end of the file, so they read as
-//! zeroes.
+//! [`FormatFiles`]). Slots are granted while the image opens and never change,
+//! so a request finds its file without a lock. Invariant: bytes at or beyond
+//! `reach` of a slot were never written through this image and lie past the end
+//! of the file, so they read as zeroes. A device has no bytes past its end: none
+//! of its space is ever taken for unwritten.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::engine::buffer::Buf;
-use crate::format::{FormatFiles, Stage};
+use crate::error::{Error, ErrorKind};
+use crate::format::{FormatFiles, Stage, TxnOp};
 use crate::node::Node;
 use crate::{ByteRange, Errno};
 
-use super::ImageEvent;
+use super::map::SLOTS_MAX;
 use super::overlay::{Bytes, Overlay, PAGE};
+use super::{ImageEvent, ImageState};
 
 /// A zero range larger than this is not kept in memory: the file system zeroes
 /// it at once, which the prepare stage allows.
-const ZERO_IN_OVERLAY_MAX: u64 = 256 << 10;
+pub(super) const ZERO_IN_OVERLAY_MAX: u64 = 256 << 10;
+
+/// Operations of one write-out in flight at one time.
+const WRITE_OUT_DEPTH: usize = 64;
 
 /// Called when the image has something to say.
 pub type EventSink = Arc<dyn Fn(ImageEvent) + Send + Sync>;
@@ -35,45 +42,60 @@ struct Slot {
 /// Slots and overlay.
 pub(crate) struct ImageFiles {
     node_name: String,
-    slots: RwLock<Vec<Arc<Slot>>>,
+    slots: Box<[OnceLock<Slot>]>,
     overlay: Mutex<Overlay>,
+    state: AtomicU8,
     events: EventSink,
 }
 
 impl ImageFiles {
     pub(crate) fn new(node_name: &str, primary: Arc<Node>, events: EventSink) -> Self {
-        let files = Self {
+        let slot = Slot::new(primary);
+        let mut slots: Vec<OnceLock<Slot>> = vec![OnceLock::from(slot)];
+        slots.resize_with(SLOTS_MAX as usize, OnceLock::new);
+        Self {
             node_name: node_name.to_owned(),
-            slots: RwLock::default(),
+            slots: slots.into(),
             overlay: Mutex::default(),
+            state: AtomicU8::new(0),
             events,
-        };
-        files.grant(primary);
-        files
+        }
     }
 
     /// One more file; returns its slot.
-    pub(crate) fn grant(&self, node: Arc<Node>) -> u32 {
-        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let reach = AtomicU64::new(node.len_bytes());
-        slots.push(Arc::new(Slot { node, reach }));
-        (slots.len() - 1) as u32
+    ///
+    /// # Errors
+    /// There are as many as an extent-map entry can name.
+    pub(crate) fn grant(&self, node: Arc<Node>) -> Result<u32, Error> {
+        let mut node = Some(node);
+        for (index, slot) in self.slots.iter().enumerate() {
+            slot.get_or_init(|| match node.take() {
+                Some(node) => Slot::new(node),
+                None => unreachable!("the loop ends when the node is placed"),
+            });
+            if node.is_none() {
+                return Ok(index as u32);
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("Node '{}': more than {SLOTS_MAX} files", self.node_name),
+        ))
     }
 
-    fn slot(&self, slot: u32) -> Result<Arc<Slot>, Errno> {
-        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        slots.get(slot as usize).cloned().ok_or(Errno::Inval)
+    fn slot(&self, slot: u32) -> Result<&Slot, Errno> {
+        let slot = self.slots.get(slot as usize).and_then(OnceLock::get);
+        slot.ok_or(Errno::Inval)
     }
 
     /// The node behind a slot.
-    pub(crate) fn node(&self, slot: u32) -> Result<Arc<Node>, Errno> {
-        self.slot(slot).map(|s| s.node.clone())
+    pub(crate) fn node(&self, slot: u32) -> Result<&Arc<Node>, Errno> {
+        self.slot(slot).map(|s| &s.node)
     }
 
     /// All nodes, by slot.
-    pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {
-        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        slots.iter().map(|s| s.node.clone()).collect()
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.slots.iter().map_while(OnceLock::get).map(|s| &s.node)
     }
 
     /// Tell the control plane.
@@ -82,21 +104,41 @@ impl ImageFiles {
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.slots
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.nodes().count()
     }
 
     pub(crate) fn overlay(&self) -> MutexGuard<'_, Overlay> {
         self.overlay.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    // === state ===
+
+    /// What can still be used.
+    pub(crate) fn state(&self) -> ImageState {
+        match self.state.load(Ordering::Acquire) {
+            0 => ImageState::Healthy,
+            1 => ImageState::WritesRefused,
+            _ => ImageState::Failed,
+        }
+    }
+
+    /// States only get worse.
+    pub(crate) fn set_state(&self, state: ImageState) {
+        let number = match state {
+            ImageState::Healthy => 0,
+            ImageState::WritesRefused => 1,
+            ImageState::Failed => 2,
+        };
+        if self.state.fetch_max(number, Ordering::AcqRel) < number {
+            self.announce(|node_name| ImageEvent::State { node_name, state });
+        }
+    }
+
+    // === reach ===
+
     /// How far the slot was ever written, or the file's end.
     pub(crate) fn reach(&self, slot: u32) -> u64 {
-        self.slot(slot).map_or(0, |s| {
-            s.reach.load(Ordering::Acquire).max(s.node.len_bytes())
-        })
+        self.slot(slot).map_or(0, Slot::reach)
     }
 
     /// Bytes up to `end` will be written. Returns where the slot reached
@@ -111,47 +153,95 @@ impl ImageFiles {
             .max(len)
     }
 
-    /// Queue bytes in the overlay; reads what partial sectors need.
-    pub(crate) async fn queue(
-        &self,
-        slot: u32,
-        stage: Stage,
-        offset: u64,
-        data: Bytes<'_>,
-    ) -> Result<(), Errno> {
-        let len = match data {
-            Bytes::Given(b) => b.len() as u64,
-            Bytes::Zeroes(n) => n,
-        };
-        let range = ByteRange::new(offset, len).ok_or(Errno::Inval)?;
-        if range.is_empty() {
+    /// Cut the file. Nobody writes beyond `len`.
+    pub(crate) async fn cut(&self, slot: u32, len: u64) -> Result<(), Errno> {
+        let slot = self.slot(slot)?;
+        if len < slot.node.len_bytes() {
+            slot.node.resize_storage(len).await?;
+        }
+        slot.reach.store(slot.node.len_bytes(), Ordering::Release);
+        Ok(())
+    }
+
+    // === transactions ===
+
+    /// Queue what a call asked for; all of it, or on an error nothing that
+    /// anyone would notice. Plugin lock.
+    pub(crate) async fn queue(&self, txn: &[TxnOp]) -> Result<(), Errno> {
+        let mut direct = vec![false; txn.len()];
+        for (i, op) in txn.iter().enumerate() {
+            match op {
+                TxnOp::Grow { slot, size } => self.node(*slot)?.grow_to(*size).await?,
+                TxnOp::Zero {
+                    slot,
+                    stage: Stage::Prepare,
+                    range,
+                } if range.len() > ZERO_IN_OVERLAY_MAX && !touched(&txn[..i], *slot, *range) => {
+                    self.zero_now(*slot, *range).await?;
+                    direct[i] = true;
+                }
+                _ => {}
+            }
+        }
+        let kept = txn.iter().zip(&direct).filter(|(_, direct)| !**direct);
+        let writes: Vec<_> = kept.filter_map(|(op, _)| queued_bytes(op)).collect();
+        loop {
+            let (pages, retired) = {
+                let overlay = self.overlay();
+                let needs = writes.iter().flat_map(|&(slot, _, range, _)| {
+                    overlay.needs(slot, range).map(move |page| (slot, page))
+                });
+                (needs.collect::<Vec<_>>(), overlay.retired())
+            };
+            let mut base = BTreeMap::new();
+            for (slot, page) in pages {
+                if let std::collections::btree_map::Entry::Vacant(entry) = base.entry((slot, page))
+                {
+                    let buf = Buf::zeroed(PAGE as usize);
+                    self.node(slot)?.read_mem(page, buf.io()).await?;
+                    entry.insert(buf.as_slice().to_vec());
+                }
+            }
+            let mut overlay = self.overlay();
+            if overlay.retired() != retired {
+                // A flush ended meanwhile: sectors that were known are not any
+                // more, and what was read may be older than the file.
+                continue;
+            }
+            for &(slot, stage, range, bytes) in &writes {
+                self.extend_reach(slot, range.end());
+                overlay.write(slot, stage, range.offset(), bytes, &base);
+            }
             return Ok(());
         }
-        if matches!(data, Bytes::Zeroes(_)) && stage == Stage::Prepare && len > ZERO_IN_OVERLAY_MAX
-        {
-            return self.zero_now(slot, range).await;
-        }
-        let needs = self.overlay().needs(slot, range);
-        let node = self.node(slot)?;
-        let mut base = BTreeMap::new();
-        for page in needs {
-            let buf = Buf::zeroed(PAGE as usize);
-            node.read_mem(page, buf.io()).await?;
-            base.insert(page, buf.as_slice().to_vec());
-        }
-        self.extend_reach(slot, range.end());
-        self.overlay().write(slot, stage, offset, data, &base);
-        Ok(())
     }
 
     async fn zero_now(&self, slot: u32, range: ByteRange) -> Result<(), Errno> {
         let reached = self.extend_reach(slot, range.end());
-        self.overlay().forget(slot, range);
+        let sealed = {
+            let mut overlay = self.overlay();
+            overlay.forget(slot, range);
+            overlay.sealed_within(slot, range)
+        };
         let node = self.node(slot)?;
         if range.offset() >= reached {
-            return node.grow_to(range.end());
+            node.grow_to(range.end()).await?;
+        } else {
+            node.write_zeroes(range, false).await?;
         }
-        node.write_zeroes(range, false).await
+        // The flush in progress may still write over these.
+        let mut overlay = self.overlay();
+        for part in sealed {
+            let zeroes = Bytes::Zeroes(part.len());
+            overlay.write(
+                slot,
+                Stage::Prepare,
+                part.offset(),
+                zeroes,
+                &BTreeMap::new(),
+            );
+        }
+        Ok(())
     }
 
     /// Write out one stage of the sealed generation; returns the slots written.
@@ -159,22 +249,66 @@ impl ImageFiles {
         let parts = self.overlay().write_out(stage);
         let mut slots: Vec<u32> = parts.iter().map(|p| p.slot).collect();
         slots.dedup();
-        let writes = parts.into_iter().map(|part| async move {
-            let node = self.node(part.slot)?;
-            let buf = Buf::from_slice(&part.data);
-            node.write_mem(part.offset, buf.io(), false).await
-        });
-        for result in futures_util::future::join_all(writes).await {
-            result?;
+        for some in parts.chunks(WRITE_OUT_DEPTH) {
+            let writes = some.iter().map(|part| async move {
+                let buf = Buf::from_slice(&part.data);
+                let node = self.node(part.slot)?;
+                node.write_mem(part.offset, buf.io(), false).await
+            });
+            for result in futures_util::future::join_all(writes).await {
+                result?;
+            }
         }
         Ok(slots)
     }
 }
 
+impl Slot {
+    fn new(node: Arc<Node>) -> Self {
+        Self {
+            reach: AtomicU64::new(node.len_bytes()),
+            node,
+        }
+    }
+
+    fn reach(&self) -> u64 {
+        self.reach
+            .load(Ordering::Acquire)
+            .max(self.node.len_bytes())
+    }
+}
+
+/// The bytes that an operation keeps in the overlay.
+fn queued_bytes(op: &TxnOp) -> Option<(u32, Stage, ByteRange, Bytes<'_>)> {
+    match op {
+        TxnOp::Write {
+            slot,
+            stage,
+            offset,
+            data,
+        } => {
+            let range = ByteRange::new(*offset, data.len() as u64)?;
+            Some((*slot, *stage, range, Bytes::Given(data)))
+        }
+        TxnOp::Zero { slot, stage, range } => {
+            Some((*slot, *stage, *range, Bytes::Zeroes(range.len())))
+        }
+        TxnOp::Grow { .. } | TxnOp::Free(_) | TxnOp::Truncate { .. } => None,
+    }
+}
+
+/// Did an earlier operation of the transaction write there? It would come
+/// after what is done at once.
+fn touched(earlier: &[TxnOp], slot: u32, range: ByteRange) -> bool {
+    let writes = earlier.iter().filter_map(queued_bytes);
+    writes
+        .into_iter()
+        .any(|(s, _, r, _)| s == slot && r.overlaps(range))
+}
+
 impl FormatFiles for ImageFiles {
     fn size(&self, slot: u32) -> Result<u64, Errno> {
-        self.slot(slot)?;
-        Ok(self.reach(slot))
+        self.slot(slot).map(Slot::reach)
     }
 
     fn try_read(&self, slot: u32, offset: u64, buf: &mut [u8]) -> Option<Result<(), Errno>> {
@@ -183,11 +317,16 @@ impl FormatFiles for ImageFiles {
             Err(e) => return Some(Err(e)),
         };
         ByteRange::new(offset, buf.len() as u64)?;
+        let retired = self.overlay().retired();
         if let Err(e) = node.try_read(offset, buf)? {
             return Some(Err(e));
         }
-        self.overlay().patch(slot, offset, buf);
-        Some(Ok(()))
+        let overlay = self.overlay();
+        // A flush ended in between: the file is newer than what was read.
+        (overlay.retired() == retired).then(|| {
+            overlay.patch(slot, offset, buf);
+            Ok(())
+        })
     }
 
     fn read(
@@ -199,26 +338,40 @@ impl FormatFiles for ImageFiles {
         Box::pin(async move {
             let node = self.node(slot)?;
             ByteRange::new(offset, len as u64).ok_or(Errno::Inval)?;
-            let buf = Buf::zeroed(len);
-            node.read_mem(offset, buf.io()).await?;
-            let mut bytes = buf.as_slice().to_vec();
-            self.overlay().patch(slot, offset, &mut bytes);
-            Ok(bytes)
+            loop {
+                let retired = self.overlay().retired();
+                let buf = Buf::zeroed(len);
+                node.read_mem(offset, buf.io()).await?;
+                let mut bytes = buf.as_slice().to_vec();
+                let overlay = self.overlay();
+                if overlay.retired() == retired {
+                    overlay.patch(slot, offset, &mut bytes);
+                    return Ok(bytes);
+                }
+            }
         })
     }
 
     fn next_data(&self, slot: u32, offset: u64) -> Result<Option<ByteRange>, Errno> {
-        self.node(slot)?.next_data(offset)
+        let in_file = self.node(slot)?.next_data(offset)?;
+        let queued = self.overlay().next_dirty(slot, offset);
+        Ok(match (in_file, queued) {
+            (Some(a), Some(b)) if b.offset() < a.offset() => Some(b),
+            (a, b) => a.or(b),
+        })
     }
 
     fn corrupt(&self, message: &str, offset: Option<u64>, size: Option<u64>, fatal: bool) {
-        (self.events)(ImageEvent::Corrupted {
-            node_name: self.node_name.clone(),
+        self.announce(|node_name| ImageEvent::Corrupted {
+            node_name,
             message: message.to_owned(),
             offset,
             size,
             fatal,
         });
+        if fatal {
+            self.set_state(ImageState::WritesRefused);
+        }
     }
 
     fn node_name(&self) -> &str {

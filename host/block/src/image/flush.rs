@@ -2,26 +2,33 @@
 //!
 //! ```text
 //!   plugin.flush -> seal overlay -> write prepare stage -> fdatasync
-//!               -> write mapping stage -> fdatasync -> freed space may go
+//!               -> write mapping stage -> fdatasync -> cut files
+//!               -> grace period -> punch -> plugin.reclaim: freed space is free
 //! ```
 //!
-//! One flush runs at a time; whoever asks meanwhile shares the next one.
+//! One flush runs at a time; whoever asks meanwhile shares the next one. A
+//! generation whose flush failed stays sealed and is written again first.
 //! Invariant: when a flush returns, everything acknowledged before it was
 //! called is durable.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Mutex as AsyncMutex;
 
-use crate::Errno;
-use crate::format::{SlotRange, Stage};
+use crate::format::{FormatFiles, SlotRange, Stage};
+use crate::{ByteRange, Errno};
 
+use super::ask::Tries;
 use super::overlay::DIRTY_MAX;
-use super::{Image, ImageState, Plugin};
+use super::verify::Claims;
+use super::{Image, ImageState};
 
 /// Freed ranges that wait; beyond it a writer settles them first.
-const FREED_MAX: usize = 65536;
+const FREED_MAX: u64 = 65536;
+
+/// How often somebody who waits for a grace period looks.
+const GRACE_POLL: Duration = Duration::from_micros(200);
 
 /// The flush in progress and those who wait for the next.
 #[derive(Default)]
@@ -32,18 +39,47 @@ pub(super) struct Flusher {
     begun: AtomicU64,
     /// Number of the last flush that failed; 0: none.
     failed: AtomicU64,
-    /// Freed ranges that were not reclaimed yet.
-    waiting: AtomicUsize,
+    /// Transactions that were queued, and how many of them are durable.
+    changes: AtomicU64,
+    durable: AtomicU64,
+    /// Ranges that were freed, and how many of them the plugin has back.
+    freed: AtomicU64,
+    returned: AtomicU64,
 }
 
-/// Freed space between "unmapped durably" and "nobody can be using it".
+/// What a flush leaves for the next one.
 #[derive(Default)]
 struct Limbo {
-    /// Waiting for the grace period in progress.
+    /// The sealed generation is not durable yet: its number of changes, and
+    /// what it freed.
+    sealed: Option<(u64, Vec<SlotRange>)>,
+    /// Unmapped durably; waits for the grace period in progress.
     ranges: Vec<SlotRange>,
     grace: Option<usize>,
     /// Waiting for the next one.
     next: Vec<SlotRange>,
+}
+
+impl Flusher {
+    /// A transaction was queued. Plugin lock.
+    pub(super) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A range was freed. Plugin lock.
+    pub(super) fn freed(&self) {
+        self.freed.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Nothing that a plugin queued is waiting to become durable.
+    pub(super) fn is_settled(&self) -> bool {
+        self.durable.load(Ordering::Acquire) == self.changes.load(Ordering::Acquire)
+    }
+
+    fn waiting(&self) -> u64 {
+        let returned = self.returned.load(Ordering::Acquire);
+        self.freed.load(Ordering::Acquire).saturating_sub(returned)
+    }
 }
 
 impl Image {
@@ -69,61 +105,51 @@ impl Image {
     }
 
     async fn flush_round(&self, limbo: &mut Limbo) -> Result<(), Errno> {
-        let (freed, truncated) = {
-            let mut plugin = self.plugin.lock().await;
-            if self.reclaim_if_over(&mut plugin, limbo).await? || !self.overlay_is_idle(&plugin) {
-                self.plugin_flush(&mut plugin).await?;
-            }
-            self.files.overlay().seal();
-            (
-                std::mem::take(&mut plugin.freed),
-                std::mem::take(&mut plugin.truncated),
-            )
-        };
-        match self.write_sealed().await {
-            Ok(()) => {}
-            Err(e) => {
-                self.files.overlay().unseal();
-                let mut plugin = self.plugin.lock().await;
-                plugin.freed.extend(freed);
-                plugin.truncated.extend(truncated);
-                return Err(e);
-            }
+        if limbo.sealed.is_some() {
+            self.write_sealed(limbo).await?;
         }
-        for (slot, size) in truncated {
-            self.files.node(slot)?.resize_storage(size)?;
+        self.reclaim_if_over(limbo).await;
+        if !self.flusher.is_settled() {
+            self.plugin_flush().await?;
         }
-        limbo.next.extend(freed);
-        if limbo.grace.is_none() && !limbo.next.is_empty() {
-            limbo.ranges = std::mem::take(&mut limbo.next);
-            limbo.grace = Some(self.gate.begin_grace());
-        }
-        let waiting = limbo.ranges.len() + limbo.next.len();
-        self.flusher.waiting.store(waiting, Ordering::Release);
+        self.seal(limbo).await;
+        self.write_sealed(limbo).await?;
+        // Often nobody was inside, and the space is free at once.
+        self.reclaim_if_over(limbo).await;
         Ok(())
     }
 
-    fn overlay_is_idle(&self, plugin: &Plugin) -> bool {
-        plugin.freed.is_empty() && self.files.overlay().is_clean()
-    }
-
-    async fn plugin_flush(&self, plugin: &mut Plugin) -> Result<(), Errno> {
+    async fn plugin_flush(&self) -> Result<(), Errno> {
+        let mut plugin = self.plugin.lock().await;
         if self.state() != ImageState::Healthy || plugin.instance.is_none() {
             return Ok(());
         }
-        let call = self
-            .call(plugin, |f| f.flush())
-            .await
-            .map_err(|e| e.errno())?;
-        self.apply(plugin, call).await.map_err(|e| e.errno())
+        let flush = self.ask(
+            &mut plugin,
+            Tries::Twice,
+            |f| f.flush(),
+            |_, (), _| Ok(Claims::default()),
+        );
+        flush.await.map_err(|e| e.errno())
     }
 
-    /// Payload and prepare stage, then the mapping stage.
-    async fn write_sealed(&self) -> Result<(), Errno> {
-        let nodes = self.files.nodes();
+    async fn seal(&self, limbo: &mut Limbo) {
+        let mut plugin = self.plugin.lock().await;
+        self.files.overlay().seal();
+        for cut in &mut plugin.cuts {
+            cut.sealed = true;
+        }
+        let changes = self.flusher.changes.load(Ordering::Acquire);
+        limbo.sealed = Some((changes, std::mem::take(&mut plugin.freed)));
+    }
+
+    /// Payload and prepare stage, then the mapping stage, then what waited for
+    /// it.
+    async fn write_sealed(&self, limbo: &mut Limbo) -> Result<(), Errno> {
         self.files.write_out(Stage::Prepare).await?;
-        for node in &nodes {
-            node.flush().await?;
+        let flushes = self.files.nodes().map(|node| node.flush());
+        for result in futures_util::future::join_all(flushes).await {
+            result?;
         }
         let mut written = self.files.write_out(Stage::Mapping).await?;
         written.sort_unstable();
@@ -132,73 +158,151 @@ impl Image {
             self.files.node(slot)?.flush().await?;
         }
         self.files.overlay().retire();
+        if let Some((changes, freed)) = limbo.sealed.take() {
+            self.flusher.durable.store(changes, Ordering::Release);
+            limbo.next.extend(freed);
+        }
+        self.cut_files().await;
+        self.begin_grace(limbo);
         Ok(())
     }
 
+    /// Placements are handed out under the plugin lock, so nothing comes to lie
+    /// beyond the new end while it is held.
+    async fn cut_files(&self) {
+        let mut plugin = self.plugin.lock().await;
+        let cuts: Vec<_> = plugin.cuts.extract_if(.., |c| c.sealed).collect();
+        for cut in cuts {
+            if let Err(e) = self.files.cut(cut.slot, cut.len).await {
+                // A longer file than need be is no damage.
+                tracing::warn!(node = self.files.node_name(), reason = %e, "a file was not cut");
+            }
+        }
+    }
+
+    fn begin_grace(&self, limbo: &mut Limbo) {
+        if limbo.grace.is_none() && !limbo.next.is_empty() {
+            limbo.ranges = std::mem::take(&mut limbo.next);
+            limbo.grace = Some(self.gate.begin_grace());
+        }
+    }
+
     /// Freed space that nobody can be using goes back to the plugin.
-    async fn reclaim_if_over(&self, plugin: &mut Plugin, limbo: &mut Limbo) -> Result<bool, Errno> {
-        let Some(token) = limbo.grace else {
-            return Ok(false);
-        };
+    async fn reclaim_if_over(&self, limbo: &mut Limbo) {
+        let Some(token) = limbo.grace else { return };
         if !self.gate.grace_over(token) {
-            return Ok(false);
+            return;
         }
         let ranges = std::mem::take(&mut limbo.ranges);
         limbo.grace = None;
+        self.begin_grace(limbo);
+        // Not the plugin's again yet, so nobody needs the lock for this.
         self.decoded.clear();
-        for freed in &ranges {
-            self.files.overlay().forget(freed.slot, freed.range);
-            if let Some(verifier) = &mut plugin.verifier {
-                verifier.released(freed.slot, freed.range);
-            }
-            // `discard=unmap` on the file decides whether this does anything.
-            self.files.node(freed.slot)?.discard(freed.range).await?;
+        self.punch(&ranges).await;
+        let count = ranges.len() as u64;
+        if let Err(e) = self.give_back(ranges).await {
+            tracing::warn!(
+                node = self.files.node_name(),
+                ranges = count,
+                reason = e,
+                "freed space was not given back and is leaked"
+            );
         }
-        let call = self.call(plugin, |f| f.reclaim(ranges.clone())).await;
-        let call = call.map_err(|e| e.errno())?;
-        self.apply(plugin, call).await.map_err(|e| e.errno())?;
-        Ok(true)
+        self.flusher.returned.fetch_add(count, Ordering::AcqRel);
     }
 
-    /// Flush until no freed space is left to reclaim.
+    /// `discard=unmap` on the file decides whether this does anything.
+    async fn punch(&self, ranges: &[SlotRange]) {
+        for freed in joined(ranges) {
+            let Ok(node) = self.files.node(freed.slot) else {
+                continue;
+            };
+            if let Err(e) = node.discard(freed.range).await {
+                // A hint: the space is free in the image all the same.
+                tracing::debug!(node = node.name(), reason = %e, "a discard was refused");
+            }
+        }
+    }
+
+    async fn give_back(&self, ranges: Vec<SlotRange>) -> Result<(), String> {
+        let mut plugin = self.plugin.lock().await;
+        for freed in &ranges {
+            self.files.overlay().forget(freed.slot, freed.range);
+            plugin.verifier.released(*freed);
+        }
+        if self.state() != ImageState::Healthy {
+            return Err("the node refuses writes".to_owned());
+        }
+        let reclaim = self.ask(
+            &mut plugin,
+            Tries::Twice,
+            |f| f.reclaim(ranges.clone()),
+            |_, (), _| Ok(Claims::default()),
+        );
+        reclaim.await.map_err(|e| e.to_string())
+    }
+
+    /// Flush until what is freed now can be used again.
     pub(super) async fn settle(&self) -> Result<(), Errno> {
+        let target = self.flusher.freed.load(Ordering::Acquire);
         loop {
             self.flush().await?;
-            let idle = {
-                let plugin = self.plugin.lock().await;
-                plugin.freed.is_empty() && self.files.overlay().is_clean()
-            };
-            if idle && self.flusher.waiting.load(Ordering::Acquire) == 0 {
+            if self.flusher.returned.load(Ordering::Acquire) >= target {
                 return Ok(());
             }
-            if self.flusher.waiting.load(Ordering::Acquire) > 0 {
-                // Someone is still inside who came before the space was freed.
-                tokio::time::sleep(Duration::from_micros(200)).await;
+            self.grace_over().await;
+        }
+    }
+
+    /// Wait until everyone left who came before the grace period in progress.
+    async fn grace_over(&self) {
+        loop {
+            {
+                let limbo = self.flusher.running.lock().await;
+                if limbo.grace.is_none_or(|token| self.gate.grace_over(token)) {
+                    return;
+                }
             }
+            tokio::time::sleep(GRACE_POLL).await;
         }
     }
 
     /// Is there freed space that a flush may give back?
-    pub(super) async fn has_freed(&self) -> bool {
-        self.flusher.waiting.load(Ordering::Acquire) > 0
-            || !self.plugin.lock().await.freed.is_empty()
+    pub(super) fn has_freed(&self) -> bool {
+        self.flusher.waiting() > 0
     }
 
     /// Writers call this first: memory held for metadata stays bounded.
     pub(super) async fn make_room(&self) -> Result<(), Errno> {
-        let full = self.files.overlay().active_bytes() > DIRTY_MAX
-            || self.flusher.waiting.load(Ordering::Relaxed) > FREED_MAX;
+        let full =
+            self.files.overlay().active_bytes() > DIRTY_MAX || self.flusher.waiting() > FREED_MAX;
         if full { self.flush().await } else { Ok(()) }
     }
 
-    /// The last write-out of a close: no plugin is asked any more.
+    /// Write everything back without asking the plugin.
     pub(super) async fn write_back(&self) -> Result<(), Errno> {
-        let _limbo = self.flusher.running.lock().await;
-        self.files.overlay().seal();
-        let result = self.write_sealed().await;
-        if result.is_err() {
-            self.files.overlay().unseal();
+        let mut limbo = self.flusher.running.lock().await;
+        if limbo.sealed.is_some() {
+            self.write_sealed(&mut limbo).await?;
         }
-        result
+        self.seal(&mut limbo).await;
+        self.write_sealed(&mut limbo).await
     }
+}
+
+/// Neighbours joined: one punch for many clusters.
+fn joined(ranges: &[SlotRange]) -> Vec<SlotRange> {
+    let mut sorted = ranges.to_vec();
+    sorted.sort_unstable_by_key(|r| (r.slot, r.range.offset()));
+    let mut out: Vec<SlotRange> = Vec::new();
+    for next in sorted {
+        match out.last_mut() {
+            Some(last) if last.slot == next.slot && last.range.end() >= next.range.offset() => {
+                let end = last.range.end().max(next.range.end());
+                last.range = ByteRange::between(last.range.offset(), end);
+            }
+            _ => out.push(next),
+        }
+    }
+    out
 }

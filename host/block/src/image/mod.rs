@@ -11,11 +11,17 @@
 //!   read / write --- plugin lock --- call --- verify   overlay --- flush
 //! ```
 //!
+//! What changes an image runs as `engine::background::Finish`: a client that
+//! goes away does not leave a plugin call, a reservation or a flush half done.
+//!
 //! Invariants: a mapping is in the map only if it was verified; what FLUSH
 //! acknowledged is durable; freed space is reused only after its unmapping is
 //! durable and everyone who might still use it has left (`gate`).
 
+mod allocate;
+mod ask;
 mod codec;
+mod discard;
 mod fault;
 mod files;
 mod flush;
@@ -24,18 +30,21 @@ mod map;
 mod open;
 mod overlay;
 mod read;
+mod resize;
 mod status;
+#[cfg(test)]
+mod tests;
 mod turn;
 mod verify;
 mod write;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Mutex as AsyncMutex;
 
-use crate::format::{Format, FormatFactory, Geometry, Grant, Placement, SlotRange};
+use crate::format::{Format, FormatError, FormatFactory, Geometry, Grant, Placement, SlotRange};
 use crate::gate::Gate;
 use crate::node::Node;
 
@@ -88,18 +97,31 @@ pub enum ImageState {
 
 /// What the plugin lock protects.
 struct Plugin {
+    /// `None`: it faulted, or a call of it was dropped; the next call makes a
+    /// fresh one.
     instance: Option<Box<dyn Format>>,
-    /// `None` only while opening.
-    verifier: Option<Verifier>,
+    verifier: Verifier,
     /// Goes up with every fresh instance: older tokens mean nothing to it.
     generation: u64,
     /// Placements that were neither committed nor aborted.
     reserved: HashMap<u64, Placement>,
     /// Freed in the active generation of the overlay.
     freed: Vec<SlotRange>,
-    /// Cut to these lengths once the active generation is durable.
-    truncated: Vec<(u32, u64)>,
+    /// Files to be cut.
+    cuts: Vec<Cut>,
     faults: fault::Window,
+    /// No call any more.
+    closed: bool,
+}
+
+/// A file is to be cut when the mapping stage that asked for it is durable, but
+/// not into what was placed there since.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    slot: u32,
+    len: u64,
+    /// Asked for in the generation that is being written out.
+    sealed: bool,
 }
 
 /// A format node.
@@ -117,8 +139,9 @@ pub struct Image {
     turn: Turn,
     locks: RangeLocks,
     decoded: DecodedCache,
+    /// One decoder per unit.
+    decoding: RangeLocks,
     gate: Gate,
-    state: AtomicU8,
     flusher: Flusher,
 }
 
@@ -148,15 +171,11 @@ impl Image {
 
     /// What can still be used.
     pub fn state(&self) -> ImageState {
-        match self.state.load(Ordering::Acquire) {
-            0 => ImageState::Healthy,
-            1 => ImageState::WritesRefused,
-            _ => ImageState::Failed,
-        }
+        self.files.state()
     }
 
     /// Storage children by slot; slot 0 is the image file.
-    pub fn storage(&self) -> Vec<Arc<Node>> {
+    pub fn storage(&self) -> impl Iterator<Item = &Arc<Node>> {
         self.files.nodes()
     }
 
@@ -168,5 +187,14 @@ impl Image {
     /// The format's factory.
     pub fn factory(&self) -> &Arc<dyn FormatFactory> {
         &self.factory
+    }
+
+    /// Format facts: a JSON object.
+    ///
+    /// # Errors
+    /// The plugin's.
+    pub async fn facts(&self) -> Result<String, FormatError> {
+        let mut plugin = self.plugin.lock().await;
+        self.call(&mut plugin, |f| f.facts()).await
     }
 }

@@ -6,25 +6,26 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::sync::atomic::AtomicU64;
 
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    Child, ChildKind, FormatError, FormatFactory, Geometry, Grant, Granted, Stage, TxnOp,
+    Child, ChildKind, FormatError, FormatFactory, Geometry, Grant, Granted, Stage,
 };
 use crate::gate::Gate;
 use crate::node::Node;
 
+use super::ask::Tries;
 use super::codec::DecodedCache;
 use super::files::{EventSink, ImageFiles};
 use super::flush::Flusher;
 use super::locks::RangeLocks;
 use super::map::ExtentMap;
-use super::overlay::Bytes;
 use super::turn::Turn;
-use super::{Image, Plugin, fault, verify};
+use super::verify::Claims;
+use super::{Image, ImageState, Plugin, fault, verify};
 
 /// Who decides about the files that an image names.
 pub trait ChildSource {
@@ -85,7 +86,7 @@ impl Image {
                     ));
                 }
                 (_, None) => Granted::None,
-                (ChildKind::Storage, Some(node)) => Granted::Slot(files.grant(node)),
+                (ChildKind::Storage, Some(node)) => Granted::Slot(files.grant(node)?),
                 (ChildKind::Backing, Some(node)) => {
                     let size = node.size();
                     backing = Some(node);
@@ -96,15 +97,16 @@ impl Image {
         }
         let call = instance.activate(grants.clone()).await.map_err(fail)?;
         let geometry: Geometry = call.value;
-        Self::check_geometry(&geometry).map_err(fail)?;
+        verify::geometry(&geometry).map_err(|f| fail(FormatError::Fault(f)))?;
         let plugin = Plugin {
             instance: Some(instance),
-            verifier: Some(verify::Verifier::new(files.count(), &geometry)),
+            verifier: verify::Verifier::new(files.count(), &geometry),
             generation: 0,
             reserved: HashMap::new(),
             freed: Vec::new(),
-            truncated: Vec::new(),
+            cuts: Vec::new(),
             faults: fault::Window::default(),
+            closed: false,
         };
         let image = Self {
             factory,
@@ -115,18 +117,24 @@ impl Image {
             grants,
             geometry,
             size: AtomicU64::new(geometry.size),
-            map: ExtentMap::new(geometry.size, geometry.unit),
+            map: ExtentMap::new(geometry.unit),
             plugin: AsyncMutex::new(plugin),
             turn: Turn::default(),
             locks: RangeLocks::default(),
             decoded: DecodedCache::default(),
+            decoding: RangeLocks::default(),
             gate: Gate::default(),
-            state: AtomicU8::new(0),
             flusher: Flusher::default(),
         };
         {
             let mut plugin = image.plugin.lock().await;
-            image.apply(&mut plugin, call).await.map_err(fail)?;
+            let pending = image
+                .check_txn(&plugin, &call.txn)
+                .map_err(|f| fail(FormatError::Fault(f)))?;
+            image
+                .apply(&mut plugin, &call.txn, &pending)
+                .await
+                .map_err(fail)?;
         }
         Ok(image)
     }
@@ -145,27 +153,24 @@ impl Image {
                 format!("Node '{node_name}' could not be closed: {e}"),
             )
         };
+        // Also what clients abandoned has ended when the node is drained.
+        let _drained = self.gate.drain().await;
         self.settle().await.map_err(io)?;
         let mut plugin = self.plugin.lock().await;
-        if plugin.instance.is_some() {
-            let call = self.call_once(&mut plugin, |f| f.close());
-            let call = call.await.map_err(|e| control_error(node_name, e))?;
-            self.apply(&mut plugin, call)
-                .await
-                .map_err(|e| control_error(node_name, e))?;
+        // A damaged image stays marked as not closed.
+        if plugin.instance.is_some() && self.state() == ImageState::Healthy {
+            let close = self.ask(
+                &mut plugin,
+                Tries::Once,
+                |f| f.close(),
+                |_, (), _| Ok(Claims::default()),
+            );
+            close.await.map_err(|e| control_error(node_name, e))?;
         }
         plugin.instance = None;
+        plugin.closed = true;
         drop(plugin);
         self.write_back().await.map_err(io)
-    }
-
-    /// Format facts: a JSON object.
-    ///
-    /// # Errors
-    /// The plugin's.
-    pub async fn facts(&self) -> std::result::Result<String, FormatError> {
-        let mut plugin = self.plugin.lock().await;
-        self.call(&mut plugin, |f| f.facts()).await
     }
 }
 
@@ -182,40 +187,26 @@ pub async fn create(
     let name = primary.name().to_owned();
     let fail = |e| control_error(&name, e);
     let io = |e: crate::Errno| Error::new(ErrorKind::Io, format!("Node '{name}': {e}"));
-    primary.resize_storage(0).map_err(io)?;
+    primary.resize_storage(0).await.map_err(io)?;
     let files = Arc::new(ImageFiles::new(&name, primary, Arc::new(|_| {})));
     for node in storage {
-        files.grant(node);
+        files.grant(node)?;
     }
     let mut instance = factory.instantiate(files.clone()).await.map_err(fail)?;
     let call = instance.create(options).await.map_err(fail)?;
-    for op in call.txn {
-        match op {
-            TxnOp::Write {
-                slot,
-                stage,
-                offset,
-                data,
-            } => {
-                files
-                    .queue(slot, stage, offset, Bytes::Given(&data))
-                    .await
-                    .map_err(io)?;
-            }
-            TxnOp::Zero { slot, stage, range } => {
-                let zeroes = Bytes::Zeroes(range.len());
-                files
-                    .queue(slot, stage, range.offset(), zeroes)
-                    .await
-                    .map_err(io)?;
-            }
-            TxnOp::Grow { slot, size } => {
-                files.node(slot).and_then(|n| n.grow_to(size)).map_err(io)?;
-            }
-            // A new image has nothing to give back.
-            TxnOp::Free(_) | TxnOp::Truncate { .. } => {}
-        }
-    }
+    // Nothing is mapped yet; this bounds what it queues.
+    let geometry = Geometry {
+        size: 0,
+        unit: 512,
+        cluster_size: 512,
+        zero_granularity: 0,
+        discard_granularity: 0,
+    };
+    let verifier = verify::Verifier::new(files.count(), &geometry);
+    verifier
+        .transaction(&call.txn)
+        .map_err(|f| fail(FormatError::Fault(f)))?;
+    files.queue(&call.txn).await.map_err(io)?;
     files.overlay().seal();
     for stage in [Stage::Prepare, Stage::Mapping] {
         files.write_out(stage).await.map_err(io)?;

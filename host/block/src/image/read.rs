@@ -3,12 +3,20 @@
 use std::sync::Arc;
 
 use crate::engine::buffer::{Buf, IoMem};
-use crate::format::{Coded, Extent};
+use crate::format::{Coded, Extent, Fault, FormatError, FormatFiles};
 use crate::node::Segment;
 use crate::{ByteRange, Errno};
 
 use super::map::{Place, Run};
-use super::{Image, ImageState, codec};
+use super::verify::{Claims, Pending};
+use super::{Image, ImageState, Plugin, codec};
+
+/// Parts of one request in flight at one time: a fragmented image could turn
+/// 32 MiB into 65536 of them.
+pub(super) const PARTS_MAX: usize = 64;
+
+/// Bytes of one `read-special` call, as the contract says.
+const SPECIAL_MAX: u64 = 2 << 20;
 
 impl Image {
     /// Read without waiting; `None`: something must be asked or waited for.
@@ -17,6 +25,9 @@ impl Image {
         if self.state() == ImageState::Failed {
             return Some(Err(Errno::Io));
         }
+        // A unit that the end of the image cuts may hold anything behind it.
+        let inside = self.size().saturating_sub(offset).min(buf.len() as u64) as usize;
+        let (buf, beyond) = buf.split_at_mut(inside);
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;
@@ -47,6 +58,7 @@ impl Image {
             }
             done += len;
         }
+        beyond.fill(0);
         Some(Ok(()))
     }
 
@@ -68,30 +80,36 @@ impl Image {
     /// Read, whatever it takes.
     pub(crate) async fn read(&self, offset: u64, mem: IoMem) -> Result<(), Errno> {
         let _pass = self.gate.enter().await;
+        if self.state() == ImageState::Failed {
+            return Err(Errno::Io);
+        }
         self.read_inside(offset, mem).await
     }
 
     /// [`Image::read`] for who is inside the gate already. Bytes past the end
     /// are zero.
     pub(super) async fn read_inside(&self, offset: u64, mem: IoMem) -> Result<(), Errno> {
+        let size = self.size();
         let end = offset + mem.len() as u64;
+        let inside = end.min(size).max(offset);
+        mem.part((inside - offset) as usize, (end - inside) as usize)
+            .fill_zero();
         let mut at = offset;
         let mut parts = Vec::new();
-        while at < end {
-            if at >= self.size() {
-                mem.part((at - offset) as usize, (end - at) as usize)
-                    .fill_zero();
-                break;
+        while at < inside {
+            let mut run = self.known_run(ByteRange::between(at, inside)).await?;
+            if matches!(run.place, Place::Special(_)) {
+                run.len = run.len.min(SPECIAL_MAX);
             }
-            let range = ByteRange::between(at, end.min(self.size()));
-            let run = self.known_run(range).await?;
             let part = mem.part((at - offset) as usize, run.len as usize);
             parts.push(self.read_run(at, run, part));
             at += run.len;
-        }
-        // Started one after another, waited for together.
-        for result in futures_util::future::join_all(parts).await {
-            result?;
+            // Started one after another, waited for together.
+            if parts.len() == PARTS_MAX || at >= inside {
+                for result in futures_util::future::join_all(parts.drain(..)).await {
+                    result?;
+                }
+            }
         }
         Ok(())
     }
@@ -152,19 +170,16 @@ impl Image {
         if run.place != Place::Unknown {
             return Ok(run);
         }
+        // A trap is tried again inside `call`, a lie here.
         for _ in 0..2 {
-            let result = self.call(&mut plugin, |f| f.resolve(range)).await;
-            let extents: Vec<Extent> = result.map_err(|e| {
-                tracing::warn!(
-                    node = crate::format::FormatFiles::node_name(&*self.files),
-                    range = ?range,
-                    reason = %e,
-                    "an image could not be mapped"
-                );
-                e.errno()
-            })?;
-            match self.insert(&mut plugin, range, &extents) {
-                Ok(()) => {
+            let extents = self
+                .call(&mut plugin, |f| f.resolve(range))
+                .await
+                .map_err(|e| self.not_mapped(range, &e))?;
+            match self.check_resolved(&plugin, range, &extents) {
+                Ok(claims) => {
+                    plugin.verifier.adopt(&Pending::default(), claims);
+                    self.remember(&mut plugin, range, &extents);
                     let run = self.map.run(range);
                     return if run.place == Place::Unknown {
                         Err(Errno::Io)
@@ -172,14 +187,48 @@ impl Image {
                         Ok(run)
                     };
                 }
-                Err(fault) => self.faulted(&mut plugin, &fault),
+                Err(fault) => {
+                    let e = self.lie(&mut plugin, fault);
+                    self.not_mapped(range, &e);
+                }
             }
         }
         Err(Errno::Io)
     }
 
+    fn check_resolved(
+        &self,
+        plugin: &Plugin,
+        range: ByteRange,
+        extents: &[Extent],
+    ) -> Result<Claims, Fault> {
+        let near = self.map.near(range);
+        let reach = |slot| self.files.reach(slot);
+        let verifier = &plugin.verifier;
+        verifier.extents(range, extents, near, &Pending::default(), &reach)
+    }
+
+    fn not_mapped(&self, range: ByteRange, e: &FormatError) -> Errno {
+        tracing::warn!(
+            node = self.files.node_name(),
+            range = ?range,
+            reason = %e,
+            "an image could not be mapped"
+        );
+        e.errno()
+    }
+
     /// A decoded unit, from the cache or the file.
     async fn decoded(&self, unit: Coded) -> Result<Arc<Vec<u8>>, Errno> {
+        if let Some(data) = self.decoded.get(&unit) {
+            return Ok(data);
+        }
+        // Those who want other parts of the unit wait instead of decoding too.
+        let range = ByteRange::between(
+            unit.unit_offset,
+            unit.unit_offset + u64::from(unit.unit_len),
+        );
+        let _one = self.decoding.lock(range).await;
         if let Some(data) = self.decoded.get(&unit) {
             return Ok(data);
         }
@@ -212,6 +261,11 @@ impl Image {
 
     /// The first piece of `range`, as far as it is known without waiting.
     pub(crate) fn segment(&self, range: ByteRange) -> Segment {
+        let inside = range.end().min(self.size());
+        if inside <= range.offset() {
+            return Segment::Zero { len: range.len() };
+        }
+        let range = ByteRange::between(range.offset(), inside);
         let run = self.map.run(range);
         let part = ByteRange::between(range.offset(), range.offset() + run.len);
         match run.place {

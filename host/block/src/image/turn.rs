@@ -1,30 +1,48 @@
 //! Batching of plugin calls: everyone who waits at the same time shares one
 //! crossing into the sandbox.
 //!
-//! Requesters queue their intents and commits; the first of them becomes the
-//! leader, lets the others queue too, takes the plugin lock and calls the
-//! plugin with all of it.
+//! Requesters queue their intents and commits. The first of them starts the
+//! leader, a task of its own that runs after the requests of this loop turn
+//! have queued theirs too, takes the plugin lock and calls the plugin with all
+//! of it. The leader belongs to nobody: a requester that goes away takes
+//! nothing along, and none serves the others at the cost of its own reply.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::format::{Extent, FormatError, Location, Placement, WriteIntent, WriteKind};
+use crate::engine::background;
+use crate::format::{Extent, Fault, FaultKind, Location, Placement, WriteIntent};
 use crate::{ByteRange, Errno};
 
+use super::ask::Tries;
+use super::verify::{Claims, Pending, Verifier};
 use super::{Image, ImageState, Plugin};
 
-/// Intents per `prepare-write` call: deeper queues are common nowhere.
+/// Intents per `prepare-write` call, and commits per `commit-write` call:
+/// deeper queues are common nowhere.
 const BATCH_MAX: usize = 128;
 
-/// Placements and the instance generation that knows them.
+/// Space for one intent.
+#[derive(Debug)]
 pub(super) struct Prepared {
+    /// With each: was the target never written, so that it reads as zeroes?
     pub(super) placements: Vec<(Placement, bool)>,
+    /// The instance that knows the tokens.
     pub(super) generation: u64,
 }
 
+/// Why a commit was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Uncommitted {
+    /// The reservation died with the instance that made it: start over.
+    Stale,
+    /// For this reason.
+    Failed(Errno),
+}
+
 type PrepareReply = oneshot::Sender<Result<Prepared, Errno>>;
-type CommitReply = oneshot::Sender<Result<(), Errno>>;
+type CommitReply = oneshot::Sender<Result<(), Uncommitted>>;
 
 struct Commit {
     placements: Vec<Placement>,
@@ -49,72 +67,72 @@ impl Turn {
     }
 }
 
-/// Steps down when the leader is done or dropped; whoever waited then gets an
-/// error instead of waiting for ever.
+/// If the leader panics, whoever waits gets an error instead of waiting for
+/// ever, and the next one starts a new leader.
 struct Leader<'a>(&'a Turn);
 
 impl Drop for Leader<'_> {
     fn drop(&mut self) {
         let mut queue = self.0.queue();
-        queue.has_leader = false;
-        queue.prepares.clear();
-        queue.commits.clear();
+        if std::thread::panicking() {
+            queue.has_leader = false;
+            queue.prepares.clear();
+            queue.commits.clear();
+        }
     }
 }
 
 impl Image {
     /// Reserve space for a front part of the intent.
-    pub(super) async fn prepare(&self, intent: WriteIntent) -> Result<Prepared, Errno> {
+    pub(super) async fn prepare(self: &Arc<Self>, intent: WriteIntent) -> Result<Prepared, Errno> {
         let (reply, answer) = oneshot::channel();
-        let lead = {
-            let mut queue = self.turn.queue();
-            queue.prepares.push((intent, reply));
-            !std::mem::replace(&mut queue.has_leader, true)
-        };
-        if lead {
-            self.lead().await;
-        }
-        answer.await.unwrap_or(Err(Errno::Canceled))
+        self.enter_queue(|queue| queue.prepares.push((intent, reply)));
+        answer.await.unwrap_or(Err(Errno::Io))
     }
 
     /// The payload of these placements is written: point at it.
     pub(super) async fn commit(
-        &self,
+        self: &Arc<Self>,
         placements: Vec<Placement>,
         generation: u64,
-    ) -> Result<(), Errno> {
+    ) -> Result<(), Uncommitted> {
         let (reply, answer) = oneshot::channel();
+        let commit = Commit {
+            placements,
+            generation,
+            reply,
+        };
+        self.enter_queue(|queue| queue.commits.push(commit));
+        answer.await.unwrap_or(Err(Uncommitted::Failed(Errno::Io)))
+    }
+
+    fn enter_queue(self: &Arc<Self>, enter: impl FnOnce(&mut Queue)) {
         let lead = {
             let mut queue = self.turn.queue();
-            queue.commits.push(Commit {
-                placements,
-                generation,
-                reply,
-            });
+            enter(&mut queue);
             !std::mem::replace(&mut queue.has_leader, true)
         };
         if lead {
-            self.lead().await;
+            let image = self.clone();
+            background::spawn(async move { image.lead().await });
         }
-        answer.await.unwrap_or(Err(Errno::Canceled))
     }
 
     async fn lead(&self) {
-        let leader = Leader(&self.turn);
-        // The other requests of this loop turn queue theirs first.
-        tokio::task::yield_now().await;
+        let _leader = Leader(&self.turn);
         loop {
             let mut plugin = self.plugin.lock().await;
             let (prepares, commits) = {
                 let mut queue = self.turn.queue();
                 if queue.prepares.is_empty() && queue.commits.is_empty() {
                     queue.has_leader = false;
-                    std::mem::forget(leader);
                     return;
                 }
                 let n = queue.prepares.len().min(BATCH_MAX);
+                let m = queue.commits.len().min(BATCH_MAX);
                 let prepares: Vec<_> = queue.prepares.drain(..n).collect();
-                (prepares, std::mem::take(&mut queue.commits))
+                let commits: Vec<_> = queue.commits.drain(..m).collect();
+                (prepares, commits)
             };
             if !commits.is_empty() {
                 self.commit_batch(&mut plugin, commits).await;
@@ -125,118 +143,85 @@ impl Image {
         }
     }
 
+    // === prepare ===
+
     async fn prepare_batch(&self, plugin: &mut Plugin, batch: Vec<(WriteIntent, PrepareReply)>) {
         let intents: Vec<WriteIntent> = batch.iter().map(|(i, _)| *i).collect();
-        let result = self.prepare_call(plugin, &intents).await;
-        let generation = plugin.generation;
-        match result {
-            Err(e) => {
-                for (_, reply) in batch {
-                    let _ = reply.send(Err(e));
-                }
-            }
-            Ok(mut placed) => {
-                for (index, (intent, reply)) in batch.into_iter().enumerate() {
-                    let mine: Vec<_> = placed
+        let mut result = self.prepare_call(plugin, &intents).await;
+        for (index, (intent, reply)) in batch.into_iter().enumerate() {
+            let answer = match &mut result {
+                Err(e) => Err(*e),
+                Ok(prepared) => {
+                    let placements: Vec<_> = prepared
+                        .placements
                         .extract_if(.., |(p, _)| p.intent as usize == index)
                         .collect();
-                    let answer = if mine.is_empty() {
+                    if placements.is_empty() {
                         // The plugin placed others first: ask again alone.
-                        match self.prepare_call(plugin, &[intent]).await {
-                            Ok(placements) => Ok(Prepared {
-                                placements,
-                                generation,
-                            }),
-                            Err(e) => Err(e),
-                        }
+                        self.prepare_call(plugin, &[intent]).await
                     } else {
                         Ok(Prepared {
-                            placements: mine,
-                            generation,
+                            placements,
+                            generation: prepared.generation,
                         })
-                    };
-                    let _ = reply.send(answer);
+                    }
                 }
+            };
+            if let Err(Ok(unwanted)) = reply.send(answer) {
+                let placements: Vec<_> = unwanted.placements.iter().map(|(p, _)| *p).collect();
+                self.abort_inside(plugin, &placements, unwanted.generation)
+                    .await;
             }
         }
     }
 
-    /// One `prepare-write`, verified; the flag says that the target was never
-    /// written and reads as zeroes.
+    /// One `prepare-write`, verified.
     async fn prepare_call(
         &self,
         plugin: &mut Plugin,
         intents: &[WriteIntent],
-    ) -> Result<Vec<(Placement, bool)>, Errno> {
-        let list = intents.to_vec();
-        let call = self.call(plugin, |f| f.prepare_write(list.clone())).await;
-        let placed = match call {
-            Ok(call) => self.apply(plugin, call).await,
-            Err(e) => Err(e),
-        };
-        let placements = placed.map_err(|e| e.errno())?;
+    ) -> Result<Prepared, Errno> {
+        // A fresh instance knows none of them, so none can be given out twice.
+        self.ensure_instance(plugin).await.map_err(|e| e.errno())?;
+        let taken: std::collections::HashSet<u64> = plugin.reserved.keys().copied().collect();
+        let prepare = self.ask(
+            plugin,
+            Tries::Twice,
+            |f| f.prepare_write(intents.to_vec()),
+            |verifier: &Verifier, placements: &Vec<Placement>, pending: &Pending| {
+                let is_taken = |token| taken.contains(&token);
+                verifier.placements(intents, placements, pending, &is_taken)
+            },
+        );
+        let placements = prepare.await.map_err(|e| e.errno())?;
         if placements.is_empty() {
             return Err(Errno::NoSpc);
         }
         let mut out = Vec::with_capacity(placements.len());
         for p in placements {
-            if let Err(fault) = self.check_placement(plugin, intents, &p) {
-                self.faulted(plugin, &fault);
-                return Err(Errno::Io);
-            }
-            let before = self.files.extend_reach(p.slot, p.offset + p.covers.len());
+            let end = p.offset + p.covers.len();
+            let before = self.files.extend_reach(p.slot, end);
+            plugin.spare(p.slot, end);
             plugin.reserved.insert(p.token, p);
             out.push((p, p.offset >= before));
         }
-        Ok(out)
+        Ok(Prepared {
+            placements: out,
+            generation: plugin.generation,
+        })
     }
 
-    fn check_placement(
-        &self,
-        plugin: &mut Plugin,
-        intents: &[WriteIntent],
-        p: &Placement,
-    ) -> Result<(), crate::format::Fault> {
-        use crate::format::{Fault, FaultKind};
-        let bad = |message: String| Fault {
-            kind: FaultKind::BadExtent,
-            message,
-        };
-        let Some(intent) = intents.get(p.intent as usize) else {
-            return Err(bad(format!(
-                "placement for intent {} of {}",
-                p.intent,
-                intents.len()
-            )));
-        };
-        let locked = intent
-            .range
-            .align_out(u64::from(self.geometry.cluster_size));
-        if !locked.contains(p.covers) || !p.covers.overlaps(intent.range) {
-            return Err(bad(format!(
-                "placement covers {:?}, the intent was {:?}",
-                p.covers, intent.range
-            )));
-        }
-        if plugin.reserved.contains_key(&p.token) {
-            return Err(bad(format!("token {} was given out twice", p.token)));
-        }
-        match intent.kind {
-            WriteKind::Compressed => Ok(()),
-            WriteKind::Data => match &mut plugin.verifier {
-                Some(verifier) => verifier.placement(p),
-                None => Ok(()),
-            },
-        }
-    }
+    // === commit ===
 
     async fn commit_batch(&self, plugin: &mut Plugin, batch: Vec<Commit>) {
+        // Replaced now, not in the middle: the tokens would mean nothing to it.
+        let ready = self.ensure_instance(plugin).await;
         let (current, stale): (Vec<_>, Vec<_>) = batch
             .into_iter()
-            .partition(|c| c.generation == plugin.generation);
+            .partition(|c| ready.is_ok() && c.generation == plugin.generation);
         for commit in stale {
-            // Its reservation died with the instance that made it.
-            let _ = commit.reply.send(Err(Errno::Io));
+            self.let_go(plugin, &commit.placements);
+            let _ = commit.reply.send(Err(Uncommitted::Stale));
         }
         if current.is_empty() {
             return;
@@ -247,7 +232,7 @@ impl Image {
             .collect();
         let result = self.commit_call(plugin, &placements).await;
         for commit in current {
-            let _ = commit.reply.send(result);
+            let _ = commit.reply.send(result.map_err(Uncommitted::Failed));
         }
     }
 
@@ -257,39 +242,53 @@ impl Image {
         placements: &[Placement],
     ) -> Result<(), Errno> {
         let tokens: Vec<u64> = placements.iter().map(|p| p.token).collect();
-        let call = self.call_once(plugin, |f| f.commit_write(tokens.clone()));
-        let committed = match call.await {
-            Ok(call) => self.apply(plugin, call).await,
-            Err(e) => Err(e),
-        };
-        let extents = match committed {
-            Ok(extents) => extents,
-            Err(e) => {
-                if matches!(e, FormatError::Fault(_)) {
-                    self.set_state(ImageState::WritesRefused);
-                }
-                return Err(e.errno());
-            }
-        };
+        let generation = plugin.generation;
+        let commit = self.ask(
+            plugin,
+            Tries::Once,
+            |f| f.commit_write(tokens.clone()),
+            |verifier: &Verifier, extents: &Vec<Extent>, pending: &Pending| {
+                self.check_commit(verifier, placements, extents, pending)
+            },
+        );
+        let committed = commit.await;
         for p in placements {
             plugin.reserved.remove(&p.token);
         }
-        if let Err(fault) = self.take_extents(plugin, placements, &extents) {
-            self.faulted(plugin, &fault);
-            self.set_state(ImageState::WritesRefused);
-            return Err(Errno::Io);
+        match committed {
+            Ok(extents) => {
+                for extent in &extents {
+                    self.remember(plugin, extent.range, std::slice::from_ref(extent));
+                }
+                Ok(())
+            }
+            Err(e) => {
+                self.let_go(plugin, placements);
+                if plugin.generation != generation {
+                    // It did not say no, it broke: what of the image it holds
+                    // in memory only is not known to be in the file.
+                    self.files.set_state(ImageState::WritesRefused);
+                }
+                Err(e.errno())
+            }
         }
-        Ok(())
     }
 
-    /// The extents of a commit replace what the map had for their ranges.
-    fn take_extents(
+    /// The extents must say that the placements are where they were written, all
+    /// of them and nothing else.
+    fn check_commit(
         &self,
-        plugin: &mut Plugin,
+        verifier: &Verifier,
         placements: &[Placement],
         extents: &[Extent],
-    ) -> Result<(), crate::format::Fault> {
-        use crate::format::{Fault, FaultKind};
+        pending: &Pending,
+    ) -> Result<Claims, Fault> {
+        let bad = |message: String| Fault {
+            kind: FaultKind::BadExtent,
+            message,
+        };
+        let mut claims = Claims::default();
+        let mut covered = 0;
         for extent in extents {
             let home = placements.iter().find(|p| p.covers.contains(extent.range));
             let honest = home.is_some_and(|p| match extent.at {
@@ -301,49 +300,66 @@ impl Image {
                 _ => false,
             });
             if !honest {
-                let message = format!("{extent:?} is not where the payload was written");
-                return Err(Fault {
-                    kind: FaultKind::BadExtent,
-                    message,
-                });
+                return Err(bad(format!(
+                    "{extent:?} is not where the payload was written"
+                )));
             }
-            self.insert(plugin, extent.range, std::slice::from_ref(extent))?;
+            covered += extent.range.len();
+            let near = self.map.near(extent.range);
+            let one = std::slice::from_ref(extent);
+            let reach = |slot| self.files.reach(slot);
+            claims.join(verifier.extents(extent.range, one, near, pending, &reach)?);
         }
-        Ok(())
+        let placed: u64 = placements.iter().map(|p| p.covers.len()).sum();
+        if covered != placed {
+            return Err(bad(format!(
+                "{covered} bytes are mapped of {placed} that were committed"
+            )));
+        }
+        Ok(claims)
     }
 
-    /// Verify extents and put them into the map.
-    pub(super) fn insert(
-        &self,
-        plugin: &mut Plugin,
-        asked: ByteRange,
-        extents: &[Extent],
-    ) -> Result<(), crate::format::Fault> {
-        let Some(verifier) = plugin.verifier.as_mut() else {
-            return Ok(());
-        };
-        verifier.extents(asked, extents, &|slot| self.files.reach(slot))?;
-        self.map.insert(extents, asked, |gone| verifier.evict(gone));
-        Ok(())
+    /// Verified extents go into the map; what it evicts for them is owned no
+    /// more.
+    pub(super) fn remember(&self, plugin: &mut Plugin, asked: ByteRange, extents: &[Extent]) {
+        let verifier = &mut plugin.verifier;
+        self.map.insert(extents, asked, &mut |slot, file| {
+            verifier.disown(slot, file);
+        });
     }
 
-    /// Give reservations back; errors are the plugin's own affair.
+    // === abort ===
+
+    /// Give reservations back.
     pub(super) async fn abort(&self, placements: &[Placement], generation: u64) {
         let mut plugin = self.plugin.lock().await;
-        if plugin.generation != generation {
+        self.abort_inside(&mut plugin, placements, generation).await;
+    }
+
+    /// Errors are the plugin's own affair: the space leaks.
+    async fn abort_inside(&self, plugin: &mut Plugin, placements: &[Placement], generation: u64) {
+        self.let_go(plugin, placements);
+        if plugin.generation != generation || plugin.instance.is_none() {
             return;
         }
         let tokens: Vec<u64> = placements.iter().map(|p| p.token).collect();
-        for p in placements {
-            plugin.reserved.remove(&p.token);
-            if let Some(verifier) = &mut plugin.verifier {
-                let file = ByteRange::between(p.offset, p.offset + p.covers.len());
-                verifier.disown(p.slot, file);
-            }
+        for token in &tokens {
+            plugin.reserved.remove(token);
         }
-        let call = self.call_once(&mut plugin, |f| f.abort_write(tokens.clone()));
-        if let Ok(call) = call.await {
-            let _ = self.apply(&mut plugin, call).await;
+        let abort = self.ask(
+            plugin,
+            Tries::Once,
+            |f| f.abort_write(tokens.clone()),
+            |_, (), _| Ok(Claims::default()),
+        );
+        let _ = abort.await;
+    }
+
+    /// Nobody writes to these placements any more.
+    fn let_go(&self, plugin: &mut Plugin, placements: &[Placement]) {
+        for p in placements {
+            let file = ByteRange::between(p.offset, p.offset + p.covers.len());
+            plugin.verifier.disown(p.slot, file);
         }
     }
 }

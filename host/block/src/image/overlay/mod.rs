@@ -2,10 +2,16 @@
 //!
 //! Owned by the image; locked for a moment by plugin reads and by applying a
 //! transaction, never while waiting. Two generations exist: `active` takes new
-//! writes, `sealed` is being written out by the flush in progress. Invariants:
-//! a sector is written out first without, then with its mapping-stage bytes,
-//! and a flush of the file lies between; sectors that no plugin wrote are never
-//! written, so payload that shares a page is safe.
+//! writes, `sealed` is being written out by the flush in progress, or waits to be
+//! written again after one that failed. Invariants: a sector is written out
+//! first without, then with its mapping-stage bytes, and a flush of the file
+//! lies between; sectors that no plugin wrote are never written, so payload that
+//! shares a page is safe; what the file lacks of the plugin's writes is here, so
+//! file content that was read before and after the same [`Overlay::retired`] and
+//! then patched is what the plugin wrote.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +24,9 @@ pub(crate) const SECTOR: u64 = 512;
 /// Sectors are kept in pages.
 pub(crate) const PAGE: u64 = 4096;
 
+/// A page in memory, with its content before the mapping stage.
+const PAGE_COST: usize = 2 * PAGE as usize;
+
 const SECTORS: usize = (PAGE / SECTOR) as usize;
 
 /// Dirty bytes after which writers flush first: a bound on memory, and on what
@@ -27,7 +36,7 @@ pub(crate) const DIRTY_MAX: usize = 32 << 20;
 /// One page of one file.
 #[derive(Clone, Debug)]
 struct Page {
-    /// Newest content; only sectors in `dirty()` mean anything.
+    /// Newest content; only sectors in `valid` mean anything.
     data: Box<[u8; PAGE as usize]>,
     /// Content without the mapping stage, once one was queued.
     before_mapping: Option<Box<[u8; PAGE as usize]>>,
@@ -35,11 +44,26 @@ struct Page {
     prepare: u8,
     /// Sectors with mapping-stage bytes.
     mapping: u8,
+    /// Sectors whose content is known: dirty here, dirty in the sealed
+    /// generation when the page was made, or read from the file.
+    valid: u8,
 }
 
 impl Page {
     fn dirty(&self) -> u8 {
         self.prepare | self.mapping
+    }
+
+    /// The file's content, for sectors that nothing is known of.
+    fn fill_in(&mut self, base: &[u8]) {
+        for sector in (0..SECTORS).filter(|s| self.valid & (1 << s) == 0) {
+            let bytes = sector * SECTOR as usize..(sector + 1) * SECTOR as usize;
+            self.data[bytes.clone()].copy_from_slice(&base[bytes.clone()]);
+            if let Some(before) = &mut self.before_mapping {
+                before[bytes.clone()].copy_from_slice(&base[bytes]);
+            }
+        }
+        self.valid = u8::MAX;
     }
 }
 
@@ -53,6 +77,7 @@ struct Generation {
 pub(crate) struct Overlay {
     active: Generation,
     sealed: Generation,
+    retired: u64,
 }
 
 /// Bytes to be written to a file.
@@ -104,7 +129,7 @@ impl Overlay {
 
     /// Bytes held in the active generation.
     pub(crate) fn active_bytes(&self) -> usize {
-        self.active.pages.len() * PAGE as usize
+        self.active.pages.len() * PAGE_COST
     }
 
     /// Replace in `buf` (file content from `offset`) what is newer here.
@@ -121,39 +146,45 @@ impl Overlay {
         }
     }
 
+    /// How many sealed generations reached their files.
+    pub(crate) fn retired(&self) -> u64 {
+        self.retired
+    }
+
     /// Which pages of a write need their old content first: a sector is written
     /// in part and is not here yet. Offsets of 4 KiB.
-    pub(crate) fn needs(&self, slot: u32, range: ByteRange) -> Vec<u64> {
+    pub(crate) fn needs(&self, slot: u32, range: ByteRange) -> impl Iterator<Item = u64> {
         pages(range)
-            .filter(|&(page, from, to)| {
+            .filter(move |&(page, from, to)| {
                 let partial = partial_mask(from, to);
                 partial & !self.known(slot, page) != 0
             })
             .map(|(page, ..)| page)
-            .collect()
     }
 
     fn known(&self, slot: u32, page: u64) -> u8 {
-        let mask = |g: &Generation| g.pages.get(&(slot, page)).map_or(0, Page::dirty);
-        mask(&self.active) | mask(&self.sealed)
+        let sealed = || self.sealed.pages.get(&(slot, page)).map_or(0, Page::dirty);
+        let active = self.active.pages.get(&(slot, page));
+        active.map_or_else(sealed, |p| p.valid)
     }
 
-    /// Queue bytes. `base(page)` gives the file's content of a page that
-    /// [`Overlay::needs`] named.
+    /// Queue bytes. `base` has the file's content of each page that
+    /// [`Overlay::needs`] named, read since the last [`Overlay::retire`].
     pub(crate) fn write(
         &mut self,
         slot: u32,
         stage: Stage,
         offset: u64,
         data: Bytes<'_>,
-        base: &BTreeMap<u64, Vec<u8>>,
+        base: &BTreeMap<(u32, u64), Vec<u8>>,
     ) {
         let range = ByteRange::between(offset, offset + data.len());
         for (page_at, from, to) in pages(range) {
             let (f, t) = (from as usize, to as usize);
             let at = page_at + from - offset;
-            let page = self.page_for(slot, page_at, base.get(&page_at));
+            let page = self.page_for(slot, page_at, base.get(&(slot, page_at)));
             let mask = sector_mask(from, to);
+            page.valid |= mask;
             match stage {
                 Stage::Prepare => {
                     data.copy_to(at, &mut page.data[f..t]);
@@ -175,28 +206,31 @@ impl Overlay {
 
     fn page_for(&mut self, slot: u32, at: u64, base: Option<&Vec<u8>>) -> &mut Page {
         let sealed = &self.sealed;
-        self.active.pages.entry((slot, at)).or_insert_with(|| {
-            let mut data = Box::new([0; PAGE as usize]);
-            if let Some(base) = base {
-                data.copy_from_slice(base);
-            }
-            if let Some(page) = sealed.pages.get(&(slot, at)) {
-                let whole = ByteRange::between(at, at + PAGE);
-                patch_page(at, page, whole, &mut data[..]);
-            }
-            Page {
-                data,
+        let page = self.active.pages.entry((slot, at)).or_insert_with(|| {
+            let mut page = Page {
+                data: Box::new([0; PAGE as usize]),
                 before_mapping: None,
                 prepare: 0,
                 mapping: 0,
+                valid: 0,
+            };
+            if let Some(older) = sealed.pages.get(&(slot, at)) {
+                let whole = ByteRange::between(at, at + PAGE);
+                patch_page(at, older, whole, &mut page.data[..]);
+                page.valid = older.dirty();
             }
-        })
+            page
+        });
+        if let Some(base) = base {
+            page.fill_in(base);
+        }
+        page
     }
 
     /// The active generation is to be written out; a new one begins. The
     /// previous sealed one must have been [`Overlay::retire`]d.
     pub(crate) fn seal(&mut self) {
-        debug_assert!(self.sealed.pages.is_empty(), "one flush at a time");
+        assert!(self.sealed.pages.is_empty(), "one flush at a time");
         self.sealed = std::mem::take(&mut self.active);
     }
 
@@ -230,50 +264,36 @@ impl Overlay {
         out
     }
 
-    /// The sealed generation is durable (or lost: the caller failed).
-    pub(crate) fn retire(&mut self) {
-        self.sealed = Generation::default();
+    /// A generation waits to be written out, for the first time or again.
+    pub(crate) fn is_sealed(&self) -> bool {
+        !self.sealed.pages.is_empty()
     }
 
-    /// The flush failed: what was sealed is dirty again, under what came since.
-    pub(crate) fn unseal(&mut self) {
-        let sealed = std::mem::take(&mut self.sealed);
-        let newer = std::mem::replace(&mut self.active, sealed);
-        for (key, page) in newer.pages {
-            match self.active.pages.get_mut(&key) {
-                None => {
-                    self.active.pages.insert(key, page);
-                }
-                Some(old) => {
-                    // `page` was made from `old`, so its content is complete
-                    // for the sectors of both.
-                    let mut before = old
-                        .before_mapping
-                        .clone()
-                        .unwrap_or_else(|| old.data.clone());
-                    for s in (0..SECTORS).filter(|s| page.prepare & (1 << s) != 0) {
-                        let r = s * SECTOR as usize..(s + 1) * SECTOR as usize;
-                        let newest = page.before_mapping.as_ref().unwrap_or(&page.data);
-                        if old.mapping & (1 << s) == 0 {
-                            before[r.clone()].copy_from_slice(&newest[r]);
-                        }
-                    }
-                    let (prepare, mapping) =
-                        (old.prepare | page.prepare, old.mapping | page.mapping);
-                    let mut data = old.data.clone();
-                    for s in (0..SECTORS).filter(|s| page.dirty() & (1 << s) != 0) {
-                        let r = s * SECTOR as usize..(s + 1) * SECTOR as usize;
-                        data[r.clone()].copy_from_slice(&page.data[r]);
-                    }
-                    *old = Page {
-                        data,
-                        before_mapping: Some(before),
-                        prepare,
-                        mapping,
-                    };
-                }
-            }
+    /// The sealed generation is durable.
+    pub(crate) fn retire(&mut self) {
+        if self.is_sealed() {
+            self.sealed = Generation::default();
+            self.retired += 1;
         }
+    }
+
+    /// The first page at or after `offset` that the file lacks something of.
+    pub(crate) fn next_dirty(&self, slot: u32, offset: u64) -> Option<ByteRange> {
+        let first = (slot, offset & !(PAGE - 1));
+        let next = |g: &Generation| g.pages.range(first..).next().map(|(key, _)| *key);
+        let pages = [next(&self.sealed), next(&self.active)];
+        let (_, at) = pages.into_iter().flatten().filter(|k| k.0 == slot).min()?;
+        Some(ByteRange::between(at.max(offset), at + PAGE))
+    }
+
+    /// Pages of the range that the sealed generation is about to write.
+    pub(crate) fn sealed_within(&self, slot: u32, range: ByteRange) -> Vec<ByteRange> {
+        let first = (slot, range.offset() & !(PAGE - 1));
+        self.sealed
+            .pages
+            .range(first..(slot, range.end()))
+            .filter_map(|(&(_, at), _)| ByteRange::between(at, at + PAGE).intersect(range))
+            .collect()
     }
 
     /// Forget everything of the range: it was freed and holds nothing.
@@ -283,6 +303,7 @@ impl Overlay {
                 let mask = !sector_mask(from, to);
                 page.prepare &= mask;
                 page.mapping &= mask;
+                page.valid &= mask;
                 if page.dirty() == 0 {
                     self.active.pages.remove(&(slot, page_at));
                 }
@@ -312,7 +333,7 @@ pub(crate) enum Bytes<'a> {
 }
 
 impl Bytes<'_> {
-    fn len(self) -> u64 {
+    pub(crate) fn len(self) -> u64 {
         match self {
             Self::Given(b) => b.len() as u64,
             Self::Zeroes(n) => n,
@@ -324,95 +345,5 @@ impl Bytes<'_> {
             Self::Given(b) => out.copy_from_slice(&b[at as usize..at as usize + out.len()]),
             Self::Zeroes(_) => out.fill(0),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn none() -> BTreeMap<u64, Vec<u8>> {
-        BTreeMap::new()
-    }
-
-    fn outs(o: &Overlay, stage: Stage) -> Vec<(u64, Vec<u8>)> {
-        o.write_out(stage)
-            .into_iter()
-            .map(|w| (w.offset, w.data))
-            .collect()
-    }
-
-    #[test]
-    fn reads_see_queued_bytes_and_only_those_sectors() {
-        let mut o = Overlay::default();
-        o.write(0, Stage::Prepare, 512, Bytes::Given(&[1; 512]), &none());
-        let mut buf = vec![9; 2048];
-        o.patch(0, 0, &mut buf);
-        assert_eq!((buf[0], buf[512], buf[1023], buf[1024]), (9, 1, 1, 9));
-        o.patch(1, 0, &mut buf[..512]);
-        assert_eq!(buf[0], 9);
-    }
-
-    #[test]
-    fn partial_sectors_need_their_base() {
-        let mut o = Overlay::default();
-        let r = ByteRange::between(4096 + 8, 4096 + 16);
-        assert_eq!(o.needs(0, r), [4096]);
-        assert!(o.needs(0, ByteRange::between(4096, 8192)).is_empty());
-        let base = BTreeMap::from([(4096, vec![7; 4096])]);
-        o.write(0, Stage::Mapping, 4096 + 8, Bytes::Given(&[1; 8]), &base);
-        assert!(o.needs(0, r).is_empty());
-        o.seal();
-        let w = outs(&o, Stage::Mapping);
-        assert_eq!(w.len(), 1);
-        assert_eq!(
-            (w[0].0, w[0].1.len(), w[0].1[0], w[0].1[8]),
-            (4096, 512, 7, 1)
-        );
-    }
-
-    #[test]
-    fn prepare_is_written_without_the_mapping_of_the_same_sector() {
-        let mut o = Overlay::default();
-        o.write(0, Stage::Prepare, 0, Bytes::Zeroes(4096), &none());
-        o.write(0, Stage::Mapping, 0, Bytes::Given(&[5; 8]), &none());
-        o.write(0, Stage::Prepare, 8, Bytes::Given(&[6; 8]), &none());
-        o.seal();
-        let prepare = &outs(&o, Stage::Prepare)[0].1;
-        assert_eq!((prepare[0], prepare[8]), (0, 6));
-        let mapping = &outs(&o, Stage::Mapping)[0].1;
-        assert_eq!((mapping[0], mapping[8]), (5, 6));
-    }
-
-    #[test]
-    fn a_new_generation_starts_from_the_sealed_one() {
-        let mut o = Overlay::default();
-        o.write(0, Stage::Mapping, 0, Bytes::Given(&[1; 512]), &none());
-        o.seal();
-        assert!(o.needs(0, ByteRange::between(8, 16)).is_empty());
-        o.write(0, Stage::Mapping, 8, Bytes::Given(&[2; 8]), &none());
-        let mut buf = [0; 512];
-        o.patch(0, 0, &mut buf);
-        assert_eq!((buf[0], buf[8], buf[16]), (1, 2, 1));
-        o.retire();
-        let mut buf = [9; 512];
-        o.patch(0, 0, &mut buf);
-        assert_eq!(
-            (buf[0], buf[8]),
-            (1, 2),
-            "the page kept what the sealed one wrote"
-        );
-    }
-
-    #[test]
-    fn a_failed_flush_loses_nothing() {
-        let mut o = Overlay::default();
-        o.write(0, Stage::Mapping, 0, Bytes::Given(&[1; 512]), &none());
-        o.seal();
-        o.write(0, Stage::Mapping, 512, Bytes::Given(&[2; 512]), &none());
-        o.unseal();
-        o.seal();
-        let w = outs(&o, Stage::Mapping);
-        assert_eq!((w[0].1.len(), w[0].1[0], w[0].1[512]), (1024, 1, 2));
     }
 }

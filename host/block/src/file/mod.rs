@@ -1,0 +1,298 @@
+//! A host file or device: the bottom of every graph.
+//!
+//! Used from any iothread. Ranges that are in the page cache are read inline
+//! without waiting, small buffered writes too; everything else goes through the
+//! engine (`io`). Image locks are in `lock`. Invariant: with `direct`, every
+//! operation that reaches the kernel is aligned; a change that was begun is
+//! finished even if nobody waits for it.
+
+mod io;
+mod lock;
+mod open;
+#[cfg(test)]
+mod tests;
+
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::io::ReadWriteFlags;
+use tokio::sync::{Mutex as AsyncMutex, RwLock as AsyncRwLock};
+
+use crate::engine::background::Finish;
+use crate::engine::buffer::IoMem;
+use crate::engine::syscalls;
+use crate::error::Result;
+use crate::{ByteRange, Errno};
+
+pub use lock::{Locking, Permissions};
+pub use open::FileOptions;
+
+/// Larger buffered writes go to the ring: copying them inline would hold up the
+/// loop, and the kernel's workers copy on another CPU.
+const INLINE_WRITE_MAX: usize = 64 * 1024;
+
+/// An inline write that took longer than this was throttled by the kernel.
+const STALL: Duration = Duration::from_millis(5);
+
+/// After a stall, writes of this file go to the ring for so long.
+const STALL_PENALTY_MS: u64 = 1000;
+
+/// An open host file. Clones share it.
+#[derive(Clone, Debug)]
+pub struct HostFile(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    fd: Arc<OwnedFd>,
+    options: FileOptions,
+    read_only: bool,
+    device: bool,
+    /// Direct I/O alignment; 1 when buffered.
+    align: u32,
+    len: AtomicU64,
+    /// The file system knows `RWF_NOWAIT`.
+    nowait: AtomicBool,
+    can_punch: AtomicBool,
+    can_zero: AtomicBool,
+    /// A flush failed: what the page cache held may be gone.
+    lost: AtomicBool,
+    /// Milliseconds since `started` until which writes avoid the inline path.
+    stalled_until: AtomicU64,
+    started: Instant,
+    /// Serialises read-modify-write of unaligned direct writes.
+    rmw: AsyncMutex<()>,
+    /// Shared by direct writes that make the file longer, exclusive for whoever
+    /// makes it shorter.
+    tail: AsyncRwLock<()>,
+    locks: lock::Locks,
+    #[cfg(any(test, feature = "testing"))]
+    trace: Option<Arc<crate::trace::Trace>>,
+}
+
+impl Inner {
+    fn len(&self) -> u64 {
+        self.len.load(Ordering::Acquire)
+    }
+}
+
+impl HostFile {
+    /// Open as the options say.
+    ///
+    /// # Errors
+    /// QEMU's sentences: `Could not open 'PATH': REASON`.
+    pub fn open(options: FileOptions) -> Result<Self> {
+        let opened = open::open(&options)?;
+        let fd = Arc::new(OwnedFd::from(opened.file));
+        Ok(Self(Arc::new(Inner {
+            locks: lock::Locks::new(options.locking, fd.as_fd()),
+            fd,
+            read_only: opened.read_only,
+            device: opened.device,
+            align: opened.align,
+            len: AtomicU64::new(opened.len),
+            nowait: AtomicBool::new(true),
+            can_punch: AtomicBool::new(true),
+            can_zero: AtomicBool::new(true),
+            lost: AtomicBool::new(false),
+            stalled_until: AtomicU64::new(0),
+            started: Instant::now(),
+            rmw: AsyncMutex::new(()),
+            tail: AsyncRwLock::new(()),
+            #[cfg(any(test, feature = "testing"))]
+            trace: None,
+            options,
+        })))
+    }
+
+    /// Record every write and flush.
+    #[cfg(any(test, feature = "testing"))]
+    #[must_use]
+    pub fn with_trace(mut self, trace: Arc<crate::trace::Trace>) -> Self {
+        // Nobody else has a freshly opened file.
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.trace = Some(trace);
+        }
+        self
+    }
+
+    /// The path as it was given.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.options.path
+    }
+
+    /// What it was opened with.
+    #[must_use]
+    pub fn options(&self) -> &FileOptions {
+        &self.0.options
+    }
+
+    /// Opened for reading only?
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.0.read_only
+    }
+
+    /// Current length in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.0.len.load(Ordering::Acquire)
+    }
+
+    /// No bytes?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Alignment that requests should have; 1 when any will do.
+    #[must_use]
+    pub fn align(&self) -> u32 {
+        self.0.align
+    }
+
+    /// The descriptor, for zero-copy sends.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd.as_fd()
+    }
+
+    /// Can the range be sent from the page cache without waiting?
+    #[must_use]
+    pub fn is_resident(&self, range: ByteRange) -> bool {
+        !self.0.options.direct
+            && range.end() <= self.len()
+            && syscalls::is_resident(self.0.fd.as_fd(), range.offset(), range.len()) == Some(true)
+    }
+
+    /// Read without waiting; `None`: it would wait.
+    pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<std::result::Result<(), Errno>> {
+        if self.0.options.direct || !self.0.nowait.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut done = 0;
+        while done < buf.len() {
+            let iov = &mut [IoSliceMut::new(&mut buf[done..])];
+            let at = offset + done as u64;
+            match rustix::io::preadv2(&self.0.fd, iov, at, ReadWriteFlags::NOWAIT) {
+                Ok(0) => {
+                    buf[done..].fill(0);
+                    return Some(Ok(()));
+                }
+                Ok(n) => done += n,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return None,
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {
+                    self.0.nowait.store(false, Ordering::Relaxed);
+                    return None;
+                }
+                Err(e) => return Some(Err(e.into())),
+            }
+        }
+        Some(Ok(()))
+    }
+
+    /// Write to the page cache; `None`: larger than that, or it would wait.
+    pub fn try_write(&self, offset: u64, buf: &[u8]) -> Option<std::result::Result<(), Errno>> {
+        if self.0.options.direct || buf.len() > INLINE_WRITE_MAX || self.is_stalled() {
+            return None;
+        }
+        #[cfg(any(test, feature = "testing"))]
+        if self.0.trace.is_some() {
+            return None;
+        }
+        let before = Instant::now();
+        let mut done = 0;
+        while done < buf.len() {
+            match rustix::io::pwrite(&self.0.fd, &buf[done..], offset + done as u64) {
+                Ok(0) => return Some(Err(Errno::Io)),
+                Ok(n) => done += n,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Some(Err(e.into())),
+            }
+        }
+        if before.elapsed() > STALL {
+            let until = self.now_ms() + STALL_PENALTY_MS;
+            self.0.stalled_until.store(until, Ordering::Relaxed);
+        }
+        self.0
+            .len
+            .fetch_max(offset + buf.len() as u64, Ordering::AcqRel);
+        Some(Ok(()))
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX / 2)
+    }
+
+    fn is_stalled(&self) -> bool {
+        let until = self.0.stalled_until.load(Ordering::Relaxed);
+        until != 0 && self.now_ms() < until
+    }
+
+    /// Read; bytes past the end are zero.
+    pub(crate) async fn read(&self, offset: u64, mem: IoMem) -> std::result::Result<(), Errno> {
+        self.0.read(offset, mem).await
+    }
+
+    /// Write; `fua`: durable when done.
+    pub(crate) fn write(&self, offset: u64, mem: IoMem, fua: bool) -> Change {
+        let inner = self.0.clone();
+        Finish::new(async move { inner.write(offset, mem, fua).await })
+    }
+
+    /// Everything written so far becomes durable.
+    pub(crate) async fn flush(&self) -> std::result::Result<(), Errno> {
+        self.0.flush().await
+    }
+
+    /// Give the range back to the file system if discards are wanted.
+    pub(crate) fn discard(&self, range: ByteRange) -> Change {
+        let inner = self.0.clone();
+        Finish::new(async move { inner.discard(range).await })
+    }
+
+    /// Zeroes by the file system, without writing them. `NotSup`: it cannot.
+    pub(crate) fn zero(&self, range: ByteRange, may_unmap: bool) -> Change {
+        let inner = self.0.clone();
+        Finish::new(async move { inner.zero(range, may_unmap).await })
+    }
+
+    /// Make it at least `len` bytes long.
+    pub(crate) fn grow(&self, len: u64) -> Change {
+        let inner = self.0.clone();
+        Finish::new(async move { inner.grow(len).await })
+    }
+
+    /// Change the length.
+    pub(crate) fn set_len(&self, len: u64) -> Change {
+        let inner = self.0.clone();
+        Finish::new(async move { inner.set_len(len).await })
+    }
+
+    /// The next data at or after `offset`; `None`: only a hole to the end.
+    pub fn next_data(&self, offset: u64) -> std::result::Result<Option<ByteRange>, Errno> {
+        use rustix::fs::{SeekFrom, seek};
+        let len = self.len();
+        if offset >= len {
+            return Ok(None);
+        }
+        if self.0.device {
+            return Ok(Some(ByteRange::between(offset, len)));
+        }
+        let start = match seek(&self.0.fd, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => return Ok(None),
+            Err(_) => return Ok(Some(ByteRange::between(offset, len))),
+        };
+        let end = seek(&self.0.fd, SeekFrom::Hole(start)).unwrap_or(len);
+        Ok(Some(ByteRange::between(start, end.max(start + 1))))
+    }
+}
+
+/// A change of a file that was asked for.
+type Change = Finish<std::result::Result<(), Errno>>;

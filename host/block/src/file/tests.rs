@@ -1,0 +1,1 @@
+//! Host files against real ones, buffered and direct.

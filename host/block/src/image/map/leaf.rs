@@ -1,0 +1,139 @@
+//! One leaf of the extent map: entries that readers look at while a writer may
+//! give the leaf to another part of the image.
+//!
+//! Writers are serialised by the plugin lock. A leaf is never freed, only given
+//! away, and its tag says to whom; a reader that sees the same tag before and
+//! after saw entries of that part only (a sequence lock whose sequence is the
+//! tag).
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// Units per leaf: 8 KiB of entries, which with 64 KiB clusters map 64 MiB.
+pub(super) const LEAF_UNITS: u64 = 1024;
+
+/// Low bits of a tag: the leaf's index plus one. The largest image has 2^63
+/// bytes in units of 512, so 2^44 leaves. The bits above count how often the
+/// leaf was given away.
+const INDEX_BITS: u32 = 45;
+const INDEX_MASK: u64 = (1 << INDEX_BITS) - 1;
+
+/// A leaf.
+pub(super) struct Leaf {
+    tag: AtomicU64,
+    entries: [AtomicU64; LEAF_UNITS as usize],
+}
+
+impl Default for Leaf {
+    fn default() -> Self {
+        Self {
+            tag: AtomicU64::new(0),
+            entries: [const { AtomicU64::new(0) }; _],
+        }
+    }
+}
+
+/// A look at a leaf; what it saw counts only if it [`Reading::is_whole`].
+pub(super) struct Reading<'a> {
+    leaf: &'a Leaf,
+    tag: u64,
+}
+
+impl Leaf {
+    /// Whose it is. Plugin lock.
+    pub(super) fn index(&self) -> Option<u64> {
+        (self.tag.load(Ordering::Relaxed) & INDEX_MASK).checked_sub(1)
+    }
+
+    /// Give it to another part of the image, empty. Plugin lock.
+    pub(super) fn become_index(&self, index: u64) {
+        let turn = (self.tag.load(Ordering::Relaxed) >> INDEX_BITS).wrapping_add(1) << INDEX_BITS;
+        self.tag.store(turn, Ordering::Relaxed);
+        // Whoever sees one of the stores below sees the tag change too.
+        fence(Ordering::Release);
+        for entry in &self.entries {
+            entry.store(0, Ordering::Relaxed);
+        }
+        self.tag.store(turn | (index + 1), Ordering::Release);
+    }
+
+    /// Plugin lock.
+    pub(super) fn set(&self, at: usize, entry: u64) {
+        self.entries[at].store(entry, Ordering::Release);
+    }
+
+    /// Forget the units from `first` to before `last` that lie in this leaf.
+    /// Plugin lock.
+    pub(super) fn forget(&self, first: u64, last: u64) {
+        let Some(index) = self.index() else { return };
+        let base = index * LEAF_UNITS;
+        let from = first.max(base);
+        let to = last.min(base + LEAF_UNITS);
+        for unit in from..to {
+            self.set((unit - base) as usize, 0);
+        }
+    }
+
+    /// All entries. Plugin lock.
+    pub(super) fn entries(&self) -> impl Iterator<Item = u64> {
+        self.entries.iter().map(|e| e.load(Ordering::Relaxed))
+    }
+
+    /// Look at it, if it belongs to `index`.
+    pub(super) fn read(&self, index: u64) -> Option<Reading<'_>> {
+        let tag = self.tag.load(Ordering::Acquire);
+        (tag & INDEX_MASK == index + 1).then_some(Reading { leaf: self, tag })
+    }
+}
+
+impl Reading<'_> {
+    pub(super) fn entry(&self, at: usize) -> u64 {
+        self.leaf.entries[at].load(Ordering::Acquire)
+    }
+
+    /// Did the leaf stay what it was all the time?
+    pub(super) fn is_whole(&self) -> bool {
+        fence(Ordering::Acquire);
+        self.leaf.tag.load(Ordering::Relaxed) == self.tag
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[test]
+    fn readers_never_see_entries_of_another_part() {
+        // Each part's entries hold its own number only.
+        let leaf = Leaf::default();
+        let stop = AtomicBool::new(false);
+        let whole = std::thread::scope(|s| {
+            s.spawn(|| {
+                for turn in 0..20_000 {
+                    let part = turn % 3;
+                    leaf.become_index(part);
+                    for at in 0..8 {
+                        leaf.set(at, part + 1);
+                    }
+                }
+                stop.store(true, Ordering::Relaxed);
+            });
+            let mut whole = 0;
+            while !stop.load(Ordering::Relaxed) {
+                for part in 0..3 {
+                    let Some(reading) = leaf.read(part) else {
+                        continue;
+                    };
+                    let seen: Vec<u64> = (0..8).map(|at| reading.entry(at)).collect();
+                    if reading.is_whole() {
+                        whole += 1;
+                        assert!(seen.iter().all(|e| *e == 0 || *e == part + 1), "{seen:?}");
+                    }
+                }
+            }
+            whole
+        });
+        assert!(whole > 0);
+    }
+}
