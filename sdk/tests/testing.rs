@@ -152,7 +152,7 @@ fn broken_contracts_are_found_without_a_power_cut() {
     }
     found::<{ toy::REUSE_TOO_EARLY }>("uses freed bytes");
     found::<{ toy::SHARES_SPACE }>("reserve");
-    found::<{ toy::FORGETS_TO_GROW }>("outside its file");
+    found::<{ toy::PLACES_ON_METADATA }>("metadata");
     found::<{ toy::COMMITS_ELSEWHERE }>("is not where the payload went");
 }
 

@@ -171,10 +171,12 @@ impl Format for Simg {
     }
 
     fn activate(&mut self, _files: &dyn Files, _grants: &[Grant]) -> Result<Geometry> {
+        // Blocks of, say, 12 KiB have no name in powers of two; 4 KiB fits them.
+        let unit = (1 << self.block_len.trailing_zeros()).min(2 << 20);
         Ok(Geometry {
             size: self.size,
-            unit: (1 << self.block_len.trailing_zeros()).min(2 << 20),
-            cluster_size: self.block_len,
+            unit,
+            cluster_size: unit,
             zero_granularity: 0,
             discard_granularity: 0,
         })

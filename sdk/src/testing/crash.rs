@@ -130,7 +130,7 @@ fn record<T: WritableFormat>(mut host: MemoryHost, options: &str, ops: &[Op]) ->
     for (index, op) in ops.iter().enumerate() {
         node.host.record(Event::Begin(index));
         apply(&mut node, &mut model, op)
-            .map_err(|e| Error::new(e.code, format!("Op {index} {op:?}: {e}")))?;
+            .map_err(|e| Error::new(e.code, format!("Op {index} ({op}): {e}")))?;
         node.host.record(Event::End(index));
         versions.push(model.clone());
     }

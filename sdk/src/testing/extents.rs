@@ -148,7 +148,9 @@ impl Judge<'_> {
                 offset,
                 in_place,
             } => {
-                self.bytes(slot, ByteRange::new(offset, range.len), extent)?;
+                let bytes = ByteRange::new(offset, range.len);
+                self.inside(slot, bytes, extent)?;
+                self.bytes(slot, bytes, extent)?;
                 if in_place {
                     self.in_place(extent)?;
                 }
@@ -177,14 +179,22 @@ impl Judge<'_> {
         Ok(())
     }
 
-    /// Payload bytes: inside the file, not metadata, not freed.
-    fn bytes(&self, slot: u32, bytes: ByteRange, what: &dyn std::fmt::Debug) -> Result<()> {
+    /// An extent begins inside its file; a cluster at the end may be there in
+    /// part only.
+    fn inside(&self, slot: u32, bytes: ByteRange, what: &Extent) -> Result<()> {
         let file_len = self.host.size(slot)?;
-        if bytes.end() > file_len {
+        let cluster = u64::from(self.geometry.cluster_size);
+        let end = file_len.next_multiple_of(cluster);
+        if bytes.offset >= end.max(1) || bytes.end() > end.saturating_add(cluster) {
             return Err(broken(format!(
-                "{what:?} ends outside its file of {file_len} bytes"
+                "{what:?} lies outside its file of {file_len} bytes"
             )));
         }
+        Ok(())
+    }
+
+    /// Payload bytes: not metadata, not freed.
+    fn bytes(&self, slot: u32, bytes: ByteRange, what: &dyn std::fmt::Debug) -> Result<()> {
         let file = self.host.file(slot)?;
         if file.metadata.touches(bytes) {
             return Err(broken(format!("{what:?} overlaps metadata")));
@@ -262,8 +272,15 @@ impl Judge<'_> {
         Ok(())
     }
 
-    /// After a call: nothing known lies in freed bytes.
-    pub(super) fn nothing_freed_is_used(&self) -> Result<()> {
+    /// After a call: nothing known lies in freed bytes, or under metadata.
+    pub(super) fn known_bytes_are_payload(&self) -> Result<()> {
+        for known in self.known.iter() {
+            if let Some((slot, bytes, true)) = raw(known)
+                && self.host.file(slot)?.metadata.touches(bytes)
+            {
+                return Err(broken(format!("metadata was written over {known:?}")));
+            }
+        }
         for freed in self.host.freed() {
             for known in self.known.iter() {
                 if let Some((slot, bytes, _)) = raw(known)
@@ -280,11 +297,11 @@ impl Judge<'_> {
 
 /// What the host makes of geometry before it believes it.
 pub(super) fn check_geometry(g: &Geometry) -> Result<()> {
-    let fits = |n: u32| n == 0 || n.is_multiple_of(g.unit);
+    let fits = |n: u32| n == 0 || n.is_power_of_two() && n >= g.unit;
     if !g.unit.is_power_of_two() || !(512..=2 << 20).contains(&g.unit) {
         return Err(broken(format!("a unit of {} bytes", g.unit)));
     }
-    if g.cluster_size == 0 || !fits(g.cluster_size) {
+    if !g.cluster_size.is_power_of_two() || !(g.unit..=256 << 20).contains(&g.cluster_size) {
         return Err(broken(format!("a cluster of {} bytes", g.cluster_size)));
     }
     if !fits(g.zero_granularity) || !fits(g.discard_granularity) || g.size > i64::MAX as u64 {

@@ -5,6 +5,7 @@ use super::host::broken;
 use super::node::TestNode;
 use super::random::Random;
 use crate::{ByteRange, Codec, Result, WritableFormat};
+use std::fmt;
 
 /// One operation of a client or of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +45,38 @@ pub enum Op {
     Resize(u64),
     /// Clean close and open.
     Reopen,
+}
+
+/// Short: where, how much, and the byte that says which operation it was.
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write { writes, split } => {
+                f.write_str(if *split {
+                    "Write, committed backwards,"
+                } else {
+                    "Write"
+                })?;
+                writes.iter().try_for_each(|(at, data)| {
+                    let byte = data.get(1).or(data.first()).copied().unwrap_or(0);
+                    write!(f, " {at}+{} of {byte:#04x}", data.len())
+                })
+            }
+            Self::WriteCompressed {
+                offset,
+                data,
+                codec,
+            } => {
+                write!(f, "WriteCompressed {offset}+{} by {codec:?}", data.len())
+            }
+            Self::Zero { range, keep } => {
+                write!(f, "Zero {}+{} keep={keep}", range.offset, range.len)
+            }
+            Self::Discard(range) => write!(f, "Discard {}+{}", range.offset, range.len),
+            Self::Abort(range) => write!(f, "Abort {}+{}", range.offset, range.len),
+            other => write!(f, "{other:?}"),
+        }
+    }
 }
 
 /// What [`random_ops`] makes.
@@ -206,7 +239,7 @@ pub(super) fn apply<T: WritableFormat>(
 pub fn run<T: WritableFormat>(node: &mut TestNode<T>, ops: &[Op]) -> Result<()> {
     let mut model = node.read_all()?;
     for (index, op) in ops.iter().enumerate() {
-        let named = |e: crate::Error| crate::Error::new(e.code, format!("Op {index} {op:?}: {e}"));
+        let named = |e: crate::Error| crate::Error::new(e.code, format!("Op {index} ({op}): {e}"));
         apply(node, &mut model, op).map_err(named)?;
         let whole = matches!(op, Op::Reopen | Op::Resize(_)) || index + 1 == ops.len();
         if whole || index % 16 == 0 {

@@ -283,7 +283,7 @@ impl<T: WritableFormat> TestNode<T> {
         for extent in extents {
             self.known.insert(extent);
         }
-        self.judge().nothing_freed_is_used()
+        self.judge().known_bytes_are_payload()
     }
 
     /// The parts before, inside and after the granularity; 0: nothing is inside.

@@ -24,8 +24,8 @@ pub(crate) const MAPPING_TOO_EARLY: u8 = 1;
 pub(crate) const REUSE_TOO_EARLY: u8 = 2;
 /// Two guest clusters get the same space.
 pub(crate) const SHARES_SPACE: u8 = 3;
-/// The file is not grown for what is placed.
-pub(crate) const FORGETS_TO_GROW: u8 = 4;
+/// Payload is placed over the table.
+pub(crate) const PLACES_ON_METADATA: u8 = 4;
 /// The answer of a commit does not say where the payload went.
 pub(crate) const COMMITS_ELSEWHERE: u8 = 5;
 
@@ -197,9 +197,12 @@ impl<const BUG: u8> WritableFormat for Toy<BUG> {
                     self.end += CLUSTER;
                     self.end - CLUSTER
                 };
-                if BUG != FORGETS_TO_GROW {
-                    txn.grow(0, offset + CLUSTER)?;
-                }
+                let offset = if BUG == PLACES_ON_METADATA {
+                    CLUSTER
+                } else {
+                    offset
+                };
+                txn.grow(0, offset + CLUSTER)?;
                 let kind = if wanted.kind == WriteKind::Data {
                     RAW
                 } else {
