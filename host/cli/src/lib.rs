@@ -1,1 +1,62 @@
-//! outport cli.
+//! The tool for people: serves one image, talks to monitors, prints tables.
+//!
+//! ```text
+//! args ──► serve      starts outportd with QEMU's options, says how to connect, stops it cleanly
+//!     ├──► monitor    one QMP command, or lines of them ──► client ──► a monitor's unix socket
+//!     ├──► lists      exports, nodes, plugins as tables
+//!     └──► generate   completions and manual pages, from the same definition of the arguments
+//! ```
+//! It holds no knowledge of images: whatever a command does, the daemon does. Errors name the
+//! thing and the next step, on standard error, with exit code 1; 2 is a wrong command line.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod client;
+mod daemon;
+mod format;
+mod generate;
+mod keyval;
+mod lists;
+mod monitor;
+mod output;
+mod plugin;
+mod serve;
+mod words;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command, PluginCommand};
+
+/// Runs the command line, program's name first; its exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(arguments) {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are such errors too; a closed terminal is no reason to panic.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let outcome = match args.command {
+        Command::Serve(serve) => serve::run(&serve),
+        Command::Qmp(qmp) => monitor::run(&qmp),
+        Command::Exports(list) => lists::exports(&list),
+        Command::Nodes(list) => lists::nodes(&list),
+        Command::Plugins(list) => lists::plugins(&list),
+        Command::Plugin(PluginCommand::Check { file }) => plugin::check(&file),
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { folder } => generate::man(&folder),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) if output::reader_has_gone(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("outport: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
