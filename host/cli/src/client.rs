@@ -69,7 +69,7 @@ impl Client {
             ),
             _ => anyhow!("Cannot read from '{shown}': {error}"),
         })?;
-        if !greeting.is_some_and(|message| message.get("QMP").is_some()) {
+        if greeting.is_none_or(|message| message.get("QMP").is_none()) {
             bail!("'{shown}' is no QMP monitor");
         }
         client.call("qmp_capabilities", &Map::new())?;
