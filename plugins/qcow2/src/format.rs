@@ -114,13 +114,30 @@ impl WritableFormat for Qcow2 {
         if (fix.leaks || fix.errors) && !self.writable {
             return Err(Error::new(Errno::Erofs, "The image is open read-only"));
         }
-        self.refresh(txn.files())?;
-        let slice = check::check_slice(self, txn, fix, cursor);
-        if fix.leaks || fix.errors {
-            // Repairs go past our copies.
-            self.invalidate();
+        if !fix.leaks && !fix.errors {
+            self.refresh(txn.files())?;
+            return check::check_slice(self, txn, fix, cursor);
         }
-        slice
+        if !self.reservations.is_empty() || self.releases.are_under_way() {
+            // What they count looks like a leak.
+            return Err(Error::new(
+                Errno::Ebusy,
+                "The image cannot be repaired while writes are in flight; flush it first",
+            ));
+        }
+        self.change(txn, |image, txn| {
+            if cursor == 0 {
+                image.former = Some(image.regions.clone());
+            }
+            let slice = check::check_slice(image, txn, fix, cursor)?;
+            // Repairs go past our copies.
+            if slice.1.is_none() {
+                image.after_repair(txn)?;
+            } else {
+                image.invalidate();
+            }
+            Ok(slice)
+        })
     }
 
     fn close(&mut self, txn: &mut dyn Txn) -> Result<()> {

@@ -39,6 +39,8 @@ pub struct Qcow2 {
     /// Length of the backing image, if one was granted.
     pub(crate) backing_len: Option<u64>,
     pub(crate) regions: Regions,
+    /// Where tables were when a repair in slices began.
+    pub(crate) former: Option<Regions>,
     pub(crate) pages: Pages,
     /// No table lies past this: the file's length or what was allocated since.
     pub(crate) file_end: u64,
@@ -76,6 +78,7 @@ impl Qcow2 {
             coding: L2Coding::new(&header),
             regions: Regions::fixed(&header, &snapshots, snapshot_table_bytes),
             pages: Pages::new(header.cluster_size(), options.cache_pages),
+            former: None,
             options,
             writable,
             header,
@@ -166,13 +169,34 @@ impl Qcow2 {
                         report.check_errors + report.corruptions - report.corruptions_fixed
                     )));
                 }
-                self.releases.after_repair();
-                self.invalidate();
-                return self.refresh(txn.files());
+                return self.after_repair(txn);
             };
             cursor = next;
         }
         Err(Error::io("The repair of the image does not end"))
+    }
+
+    /// The refcounts were rebuilt. Tables that this moved are free now, but the
+    /// host takes them for metadata until they are freed in its eyes too.
+    pub(crate) fn after_repair(&mut self, txn: &mut dyn Txn) -> Result<()> {
+        let former = self
+            .former
+            .take()
+            .unwrap_or_else(|| std::mem::take(&mut self.regions));
+        self.releases.after_repair();
+        self.invalidate();
+        self.refresh(txn.files())?;
+        for (first, count) in former.clusters() {
+            for cluster in first..first + count {
+                let offset = cluster << self.header.cluster_bits;
+                if self.regions.find(offset, self.cluster_size()).is_none()
+                    && self.allocate_at(txn, cluster)?
+                {
+                    self.releases.add(cluster, 1);
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn geometry(&self) -> Geometry {

@@ -16,7 +16,7 @@ const TABLES_MAX: usize = 131_072;
 /// Table bytes read at a time.
 const CHUNK_BYTES: u64 = 64 << 10;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Regions {
     cluster_bits: u32,
     /// First byte, end, name; at most four.
@@ -139,6 +139,18 @@ impl Regions {
             .get(next)
             .filter(|i| i.0 < end)
             .map(|_| "L1 table of a snapshot")
+    }
+
+    /// All known tables of this image, as runs of clusters.
+    pub(crate) fn clusters(&self) -> Vec<(u64, u64)> {
+        let bits = self.cluster_bits;
+        let fixed = self
+            .fixed
+            .iter()
+            .map(|f| (f.0 >> bits, (f.1 - f.0) >> bits));
+        fixed
+            .chain(self.tables.iter().map(|t| (t >> bits, 1)))
+            .collect()
     }
 
     /// A fixed table moved from `old` to `new`; both in bytes, `len` rounded up.

@@ -7,7 +7,7 @@
 //! cluster freed by the same call, whose return says just that. If the call
 //! frees none, it takes one cluster and frees it at once.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use outport_sdk::{ByteRange, Errno, Error, LogLevel, Result, SlotRange, Stage, Txn};
 
@@ -24,6 +24,41 @@ struct Ticket {
     growth: bool,
 }
 
+/// Disjoint runs of clusters: first to count.
+#[derive(Debug, Default)]
+struct Runs(BTreeMap<u64, u64>);
+
+impl Runs {
+    fn insert(&mut self, first: u64, count: u64) {
+        self.0.insert(first, count);
+    }
+
+    /// Take what is known of `first..first + count` out.
+    fn remove(&mut self, first: u64, count: u64) -> Vec<(u64, u64)> {
+        let end = first + count;
+        let touched: Vec<(u64, u64)> = self
+            .0
+            .range(..end)
+            .rev()
+            .map(|(&start, &n)| (start, n))
+            .take_while(|run| run.0 + run.1 > first)
+            .collect();
+        let mut taken = Vec::with_capacity(touched.len());
+        for (start, n) in touched {
+            self.0.remove(&start);
+            let (from, to) = (start.max(first), (start + n).min(end));
+            if start < from {
+                self.0.insert(start, from - start);
+            }
+            if to < start + n {
+                self.0.insert(to, start + n - to);
+            }
+            taken.push((from, to - from));
+        }
+        taken
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Releases {
     /// Clusters that lost a reference in the running call.
@@ -37,9 +72,11 @@ pub(crate) struct Releases {
     pending: BTreeMap<u64, u64>,
     /// Tickets with `growth`.
     growing: usize,
-    /// Clusters that this instance freed; only kept after a repair, which
-    /// lowered the counts of what an earlier instance freed.
-    known: Option<HashSet<u64>>,
+    /// What this instance freed and has not got back.
+    freed: Runs,
+    /// The counts were rebuilt: what an earlier instance freed is not counted
+    /// any more, and must not be counted down when it comes back.
+    only_ours: bool,
 }
 
 impl Releases {
@@ -89,7 +126,12 @@ impl Releases {
 
     /// The counts were rebuilt: what comes back from before is counted already.
     pub(crate) fn after_repair(&mut self) {
-        self.known = Some(HashSet::new());
+        self.only_ours = true;
+    }
+
+    /// Freed space is under way: only what it still counts keeps it from reuse.
+    pub(crate) fn are_under_way(&self) -> bool {
+        !self.freed.0.is_empty()
     }
 
     fn pending(&self, cluster: u64) -> u64 {
@@ -121,9 +163,7 @@ impl Qcow2 {
         }
         let bits = self.header.cluster_bits;
         for (first, count) in free {
-            if let Some(known) = &mut self.releases.known {
-                known.extend(first..first + count);
-            }
+            self.releases.freed.insert(first, count);
             txn.free(IMAGE, ByteRange::new(first << bits, count << bits))?;
         }
         Ok(())
@@ -184,15 +224,14 @@ impl Qcow2 {
                 ));
             }
             let (first, count) = (range.offset >> bits, range.len >> bits);
-            match &mut self.releases.known {
-                None => self.drop_counted(txn, first, count)?,
-                Some(known) => {
-                    let ours: Vec<u64> =
-                        (first..first + count).filter(|c| known.remove(c)).collect();
-                    for cluster in ours {
-                        self.drop_counted(txn, cluster, 1)?;
-                    }
-                }
+            let ours = self.releases.freed.remove(first, count);
+            let back = if self.releases.only_ours {
+                ours
+            } else {
+                vec![(first, count)]
+            };
+            for (first, count) in back {
+                self.drop_counted(txn, first, count)?;
             }
             let done: Vec<u64> = self
                 .releases
@@ -252,5 +291,23 @@ impl Qcow2 {
             self.write_incompatible(txn, Stage::Mapping)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_come_back_in_any_pieces() {
+        let mut runs = Runs::default();
+        runs.insert(10, 5);
+        runs.insert(20, 5);
+        assert_eq!(runs.remove(12, 1), [(12, 1)]);
+        assert_eq!(runs.remove(0, 11), [(10, 1)]);
+        assert_eq!(runs.remove(13, 10), [(20, 3), (13, 2)]);
+        assert_eq!(runs.remove(12, 100), [(23, 2)]);
+        assert_eq!(runs.remove(11, 1), [(11, 1)]);
+        assert!(runs.0.is_empty());
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use common::{Host, Rng, ok, qemu_check, requires, run};
 use outport_plugin_qcow2::Qcow2;
 use outport_sdk::{
-    CheckReport, Files, Format, Grant, Granted, Repair, Result, Stage, WritableFormat,
+    CheckReport, Files, Format, Grant, Granted, Repair, Result, SlotRange, Stage, WritableFormat,
 };
 use serde_json::Value;
 
@@ -57,7 +57,10 @@ fn check(image: &Path, fix: Repair) -> Result<CheckReport> {
     loop {
         let (report, next) = host.call(|txn| node.check(txn, fix, cursor))?;
         match next {
-            None => return Ok(report),
+            None => {
+                give_back(&mut host, &mut node, fix)?;
+                return Ok(report);
+            }
             Some(next) => {
                 assert!(next > cursor, "the cursor went from {cursor} to {next}");
                 assert!(*host.read_bytes.borrow() <= 20 << 20);
@@ -65,6 +68,19 @@ fn check(image: &Path, fix: Repair) -> Result<CheckReport> {
             }
         }
     }
+}
+
+/// A repair frees the tables that it moved; everything is durable here.
+fn give_back(host: &mut Host, node: &mut Qcow2, fix: Repair) -> Result<()> {
+    if fix == NONE {
+        return Ok(());
+    }
+    let freed: Vec<SlotRange> = host
+        .freed
+        .drain(..)
+        .map(|(slot, range)| SlotRange { slot, range })
+        .collect();
+    host.call(|txn| node.reclaim(txn, &freed))
 }
 
 /// The numbers that `qemu-img check` prints.
