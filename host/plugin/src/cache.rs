@@ -52,7 +52,11 @@ impl CompileCache {
         if rustix::process::geteuid().is_root() {
             return Some("/var/cache/outport".into());
         }
-        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+        let absolute = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|p| p.is_absolute())
+        };
         let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
         Some(base.join("outport"))
     }
@@ -72,7 +76,9 @@ impl CompileCache {
             );
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
         }
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self {
+            dir: dir.to_owned(),
+        })
     }
 
     fn path(&self, engine: &Engine, sha256: &str) -> PathBuf {
@@ -115,13 +121,18 @@ impl CompileCache {
     }
 
     fn try_store(&self, path: &Path, component: &Component) -> io::Result<()> {
-        let code = component.serialize().map_err(|e| io::Error::other(e.to_string()))?;
+        let code = component
+            .serialize()
+            .map_err(|e| io::Error::other(e.to_string()))?;
         let temporary = path.with_extension(format!("new-{}", std::process::id()));
         // One of a crashed process with our number is in the way.
         let _ = fs::remove_file(&temporary);
         let written = (|| {
-            let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&temporary)?;
             file.write_all(&Sha256::digest(&code))?;
             file.write_all(&code)?;
             file.sync_all()?;
@@ -137,7 +148,10 @@ impl CompileCache {
 /// Checksum and code of a file that only this user can have written.
 fn read_private(path: &Path) -> io::Result<Vec<u8>> {
     let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
-    let mut file: File = OpenOptions::new().read(true).custom_flags(no_follow).open(path)?;
+    let mut file: File = OpenOptions::new()
+        .read(true)
+        .custom_flags(no_follow)
+        .open(path)?;
     let meta = file.metadata()?;
     let ours = meta.uid() == rustix::process::geteuid().as_raw();
     if !meta.is_file() || !ours || meta.mode() & 0o022 != 0 || meta.nlink() != 1 {
@@ -150,7 +164,10 @@ fn read_private(path: &Path) -> io::Result<Vec<u8>> {
         .split_at_checked(CHECKSUM_BYTES)
         .is_some_and(|(sum, code)| Sha256::digest(code).as_slice() == sum);
     if !whole {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "its checksum is wrong"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "its checksum is wrong",
+        ));
     }
     Ok(bytes)
 }
@@ -190,7 +207,10 @@ mod tests {
         let path = cache.path(&engine.engine, &sha);
         let set_mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         set_mode(0o666);
-        assert!(cache.load(&engine.engine, &sha).is_none(), "others may write it");
+        assert!(
+            cache.load(&engine.engine, &sha).is_none(),
+            "others may write it"
+        );
         set_mode(0o600);
         let mut bytes = fs::read(&path).unwrap();
         let last = bytes.len() - 1;
@@ -202,7 +222,10 @@ mod tests {
         bytes[last] ^= 1;
         fs::write(&elsewhere, &bytes).unwrap();
         std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
-        assert!(cache.load(&engine.engine, &sha).is_none(), "a symbolic link");
+        assert!(
+            cache.load(&engine.engine, &sha).is_none(),
+            "a symbolic link"
+        );
     }
 
     #[test]

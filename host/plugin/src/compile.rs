@@ -41,16 +41,19 @@ fn acceptable(wasm: &[u8]) -> Result<(), CompileError> {
     if wasm.len() as u64 > WASM_BYTES_MAX {
         return no("The file is larger than 64 MiB");
     }
-    if Engine::detect_precompiled(wasm) == Some(Precompiled::Component) || wasm.starts_with(b"\x7fELF")
+    if Engine::detect_precompiled(wasm) == Some(Precompiled::Component)
+        || wasm.starts_with(b"\x7fELF")
     {
-        return no("This is compiled code (.cwasm), which cannot be checked and is never \
-                   accepted. Give the .wasm component that it was made from");
+        return no(
+            "This is compiled code (.cwasm), which cannot be checked and is never \
+                   accepted. Give the .wasm component that it was made from",
+        );
     }
     match (wasm.get(..4), wasm.get(4..8)) {
-        (Some(b"\0asm"), Some([1, 0, 0, 0])) => {
-            no("This is a core Wasm module, not a component. Componentize it: cargo build \
-                with plugins/build does, and so does 'wasm-tools component new'")
-        }
+        (Some(b"\0asm"), Some([1, 0, 0, 0])) => no(
+            "This is a core Wasm module, not a component. Componentize it: cargo build \
+                with plugins/build does, and so does 'wasm-tools component new'",
+        ),
         (Some(b"\0asm"), Some([_, _, 1, 0])) => Ok(()),
         (Some(b"\0asm"), _) => no("This is Wasm of a version that this host does not know"),
         _ => no("This is no Wasm file"),
@@ -88,6 +91,9 @@ mod tests {
             let e = precompile(bytes).unwrap_err();
             assert!(e.to_string().contains(said), "{e}");
         }
-        assert!(precompile(b"\0asm\x0d\0\x01\0").is_ok(), "the empty component");
+        assert!(
+            precompile(b"\0asm\x0d\0\x01\0").is_ok(),
+            "the empty component"
+        );
     }
 }

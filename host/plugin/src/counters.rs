@@ -1,8 +1,8 @@
 //! What is counted per plugin. Relaxed atomics: a scrape reads them without
 //! stopping anybody, and a call pays a few uncontended adds.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use outport_block::format::FaultKind;
@@ -111,18 +111,25 @@ impl Counters {
 
     /// Calls that were made at least once.
     pub(crate) fn calls(&self) -> Vec<CallStats> {
-        let stats = CallKind::ALL.iter().zip(&self.calls).map(|(call, row)| CallStats {
-            call: *call,
-            count: row.count.load(Ordering::Relaxed),
-            total: Duration::from_nanos(row.ns_total.load(Ordering::Relaxed)),
-            max: Duration::from_nanos(row.ns_max.load(Ordering::Relaxed)),
-        });
+        let stats = CallKind::ALL
+            .iter()
+            .zip(&self.calls)
+            .map(|(call, row)| CallStats {
+                call: *call,
+                count: row.count.load(Ordering::Relaxed),
+                total: Duration::from_nanos(row.ns_total.load(Ordering::Relaxed)),
+                max: Duration::from_nanos(row.ns_max.load(Ordering::Relaxed)),
+            });
         stats.filter(|s| s.count > 0).collect()
     }
 
     /// Every kind, also those that never happened: a metric must not appear late.
     pub(crate) fn faults(&self) -> Vec<(FaultKind, u64)> {
-        FAULTS.iter().zip(&self.faults).map(|(k, n)| (*k, n.load(Ordering::Relaxed))).collect()
+        FAULTS
+            .iter()
+            .zip(&self.faults)
+            .map(|(k, n)| (*k, n.load(Ordering::Relaxed)))
+            .collect()
     }
 }
 

@@ -77,7 +77,11 @@ impl PluginEngine {
         let mut linker = Linker::new(&engine);
         bindings::add_to_linker(&mut linker)?;
         let ticker = Ticker::start(engine.weak())?;
-        Ok(Arc::new(Self { engine, linker, ticker }))
+        Ok(Arc::new(Self {
+            engine,
+            linker,
+            ticker,
+        }))
     }
 }
 

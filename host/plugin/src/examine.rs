@@ -67,8 +67,14 @@ pub(crate) struct Examined {
 pub(crate) fn examine(engine: &Engine, component: &Component) -> Examined {
     let ty = component.component_type();
     let mut found = Examined {
-        imports: ty.imports(engine).map(|(name, _)| name.to_owned()).collect(),
-        exports: ty.exports(engine).map(|(name, _)| name.to_owned()).collect(),
+        imports: ty
+            .imports(engine)
+            .map(|(name, _)| name.to_owned())
+            .collect(),
+        exports: ty
+            .exports(engine)
+            .map(|(name, _)| name.to_owned())
+            .collect(),
         ..Examined::default()
     };
     for name in &found.imports {
@@ -76,7 +82,11 @@ pub(crate) fn examine(engine: &Engine, component: &Component) -> Examined {
             found.problems.push(problem);
         }
     }
-    let offered: Vec<_> = found.exports.iter().filter_map(|name| Name::parse(name)).collect();
+    let offered: Vec<_> = found
+        .exports
+        .iter()
+        .filter_map(|name| Name::parse(name))
+        .collect();
     let mut newer = false;
     for name in offered.iter().filter(|n| n.ours()) {
         if !name.spoken() {
@@ -106,7 +116,9 @@ pub(crate) fn examine(engine: &Engine, component: &Component) -> Examined {
                     .into(),
             );
         } else if !exports("meta") {
-            found.problems.push("It does not export outport:plugin/meta".into());
+            found
+                .problems
+                .push("It does not export outport:plugin/meta".into());
         }
     }
     found
@@ -123,7 +135,11 @@ impl<'a> Name<'a> {
     fn parse(name: &'a str) -> Option<Self> {
         let (package, rest) = name.split_once('/')?;
         let (interface, version) = rest.split_once('@').unwrap_or((rest, ""));
-        Some(Self { package, interface, version })
+        Some(Self {
+            package,
+            interface,
+            version,
+        })
     }
 
     fn ours(&self) -> bool {
@@ -156,7 +172,9 @@ impl<'a> Name<'a> {
 /// What is wrong with an import, if anything.
 fn import_problem(full: &str) -> Option<String> {
     let Some(name) = Name::parse(full) else {
-        return Some(format!("It imports '{full}', which is no interface of {PACKAGE}"));
+        return Some(format!(
+            "It imports '{full}', which is no interface of {PACKAGE}"
+        ));
     };
     if full.starts_with("wasi:") {
         return Some(format!(
@@ -166,7 +184,9 @@ fn import_problem(full: &str) -> Option<String> {
         ));
     }
     if !name.ours() {
-        return Some(format!("It imports {full}: a plugin may import {PACKAGE} only"));
+        return Some(format!(
+            "It imports {full}: a plugin may import {PACKAGE} only"
+        ));
     }
     if !name.spoken() {
         return Some(name.wrong_version("imports"));
@@ -175,8 +195,10 @@ fn import_problem(full: &str) -> Option<String> {
     // Interfaces of the other worlds are judged with those worlds.
     let other = ["node-view", "config-files"].contains(&name.interface);
     (!known && !other).then(|| {
-        format!("It imports {full}, which this host (contract {CONTRACT}) does not have: a newer \
-                 host is needed")
+        format!(
+            "It imports {full}, which this host (contract {CONTRACT}) does not have: a newer \
+                 host is needed"
+        )
     })
 }
 
@@ -191,8 +213,14 @@ mod tests {
         for (import, said) in [
             ("wasi:cli/environment@0.2.0", "no access to the system"),
             ("acme:secrets/keys@1.0.0", "may import outport:plugin only"),
-            ("outport:plugin/files@0.2.0", "it needs outport:plugin 0.2, this host speaks 0.1"),
-            ("outport:plugin/files@1.4.0", "it needs outport:plugin 1, this host speaks 0.1"),
+            (
+                "outport:plugin/files@0.2.0",
+                "it needs outport:plugin 0.2, this host speaks 0.1",
+            ),
+            (
+                "outport:plugin/files@1.4.0",
+                "it needs outport:plugin 1, this host speaks 0.1",
+            ),
             ("outport:plugin/teleport@0.1.3", "a newer host is needed"),
             ("env", "no interface"),
         ] {

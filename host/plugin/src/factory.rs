@@ -73,7 +73,13 @@ impl WasmFormatFactory {
         let head = &head[..head.len().min(PROBE_BYTES_MAX)];
         let mut live = self.blind().await?;
         let reader = &live.reader;
-        let answer = run!(live, Probe, Queueing::NotNow, reader, call_probe(head, size));
+        let answer = run!(
+            live,
+            Probe,
+            Queueing::NotNow,
+            reader,
+            call_probe(head, size)
+        );
         Ok(self.judge(&live, CallKind::Probe, answer)?.min(100))
     }
 
@@ -83,8 +89,16 @@ impl WasmFormatFactory {
     /// The format cannot make images, or a fault of the plugin.
     pub async fn create_schema(&self) -> Result<Schema, FormatError> {
         let mut live = self.blind().await?;
-        let Some(creator) = &live.creator else { return self.cannot_create() };
-        let answer = run!(live, CreateSchema, Queueing::NotNow, creator, call_create_schema());
+        let Some(creator) = &live.creator else {
+            return self.cannot_create();
+        };
+        let answer = run!(
+            live,
+            CreateSchema,
+            Queueing::NotNow,
+            creator,
+            call_create_schema()
+        );
         let text = self.judge(&live, CallKind::CreateSchema, answer)?;
         Schema::parse(&text).map_err(|e| {
             let what = Malformed::answer(format!("The schema: {e}"));
@@ -98,8 +112,16 @@ impl WasmFormatFactory {
     /// The format cannot make images, refuses the options, or faults.
     pub async fn measure(&self, options: &str) -> Result<Measurement, FormatError> {
         let mut live = self.blind().await?;
-        let Some(creator) = &live.creator else { return self.cannot_create() };
-        let answer = run!(live, Measure, Queueing::NotNow, creator, call_measure(options));
+        let Some(creator) = &live.creator else {
+            return self.cannot_create();
+        };
+        let answer = run!(
+            live,
+            Measure,
+            Queueing::NotNow,
+            creator,
+            call_measure(options)
+        );
         let answer = self.judge(&live, CallKind::Measure, answer)?;
         Ok(convert::measurement(answer.map_err(convert::refused)?))
     }
@@ -115,14 +137,15 @@ impl WasmFormatFactory {
         call: CallKind,
         answer: wasmtime::Result<T>,
     ) -> Result<T, FormatError> {
-        answer.map_err(|e| {
-            FormatError::Fault(fault::classify(call.word(), &e, live.store.data()))
-        })
+        answer.map_err(|e| fault::failed(call.word(), &e, live.store.data()))
     }
 
     fn cannot_create<T>(&self) -> Result<T, FormatError> {
         let message = format!("Format '{}' cannot make images", self.plugin.about.name);
-        Err(FormatError::Refused { code: Errno::NotSup, message })
+        Err(FormatError::Refused {
+            code: Errno::NotSup,
+            message,
+        })
     }
 }
 
@@ -166,6 +189,8 @@ impl FormatFactory for WasmFormatFactory {
 
 impl fmt::Debug for WasmFormatFactory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WasmFormatFactory").field("plugin", &self.plugin).finish_non_exhaustive()
+        f.debug_struct("WasmFormatFactory")
+            .field("plugin", &self.plugin)
+            .finish_non_exhaustive()
     }
 }

@@ -6,6 +6,7 @@
 
 use std::fmt::Write as _;
 
+use outport_block::Errno;
 use outport_block::format::{Fault, FaultKind, FormatError};
 use wasmtime::{Trap, WasmBacktrace};
 
@@ -19,13 +20,34 @@ const FRAMES_MAX: usize = 4;
 /// Frames that are looked at for them.
 const FRAMES_SEEN: usize = 24;
 
-/// Classify the failure of `call` ("resolve", "instantiate", ...).
-pub(crate) fn classify(call: &str, error: &wasmtime::Error, state: &HostState) -> Fault {
+/// The failure of `call` ("resolve", "instantiate", ...).
+pub(crate) fn failed(call: &str, error: &wasmtime::Error, state: &HostState) -> FormatError {
+    let of_the_host = |e: &(dyn std::error::Error + 'static)| {
+        e.is::<std::io::Error>() || e.is::<rustix::io::Errno>() || e.is::<wasmtime::OutOfMemory>()
+    };
+    if state.limiter.refused.is_none() && error.chain().any(of_the_host) {
+        // No memory for a stack or an instance: nothing that the plugin did.
+        let message = format!("The host cannot run the plugin ({call}): {}", root(error));
+        return FormatError::Refused {
+            code: Errno::NoMem,
+            message,
+        };
+    }
+    FormatError::Fault(classify(call, error, state))
+}
+
+fn classify(call: &str, error: &wasmtime::Error, state: &HostState) -> Fault {
     let trap = error.downcast_ref::<Trap>();
     let (kind, mut message) = if state.call.deadline_hit {
-        (FaultKind::Deadline, format!("{call} ran longer than call-time-max-ms allows"))
+        (
+            FaultKind::Deadline,
+            format!("{call} ran longer than call-time-max-ms allows"),
+        )
     } else if let Some(limit) = state.limiter.refused {
-        (FaultKind::Memory, format!("{call} needs more memory than {limit} allows"))
+        (
+            FaultKind::Memory,
+            format!("{call} needs more memory than {limit} allows"),
+        )
     } else if let Some(trap) = trap {
         (FaultKind::Trap, format!("{call} trapped: {trap}"))
     } else {
@@ -38,13 +60,19 @@ pub(crate) fn classify(call: &str, error: &wasmtime::Error, state: &HostState) -
     if let Some(trace) = error.downcast_ref::<WasmBacktrace>() {
         functions(trace, &mut message);
     }
-    Fault { kind, message: sentence(message, 2 * MESSAGE_BYTES_MAX) }
+    Fault {
+        kind,
+        message: sentence(message, 2 * MESSAGE_BYTES_MAX),
+    }
 }
 
 /// The answer of `call` is outside the contract.
 pub(crate) fn malformed(call: &str, what: Malformed) -> FormatError {
     let message = sentence(format!("{call}: {}", what.message), MESSAGE_BYTES_MAX);
-    FormatError::Fault(Fault { kind: what.kind, message })
+    FormatError::Fault(Fault {
+        kind: what.kind,
+        message,
+    })
 }
 
 fn root(error: &wasmtime::Error) -> String {
@@ -55,7 +83,13 @@ fn root(error: &wasmtime::Error) -> String {
 fn functions(trace: &WasmBacktrace, message: &mut String) {
     let names = trace.frames().iter().take(FRAMES_SEEN).filter_map(|frame| {
         let name = format!("{:#}", rustc_demangle::demangle(frame.func_name()?));
-        let machinery = ["core::panicking", "std::panicking", "rust_panic", "__rust", "abort"];
+        let machinery = [
+            "core::panicking",
+            "std::panicking",
+            "rust_panic",
+            "__rust",
+            "abort",
+        ];
         let dull = machinery.iter().any(|m| name.contains(m));
         (!dull).then_some(name)
     });

@@ -37,7 +37,12 @@ type Answer<T> = wasmtime::Result<Result<T, types::Error>>;
 impl WasmFormat {
     pub(crate) fn new(live: Box<Live>) -> Self {
         let plugin = Arc::clone(&live.plugin);
-        Self { plugin, live: Some(live), gone: None, queueing: Queueing::ReadOnly }
+        Self {
+            plugin,
+            live: Some(live),
+            gone: None,
+            queueing: Queueing::ReadOnly,
+        }
     }
 
     /// The instance, for the time of one call.
@@ -78,17 +83,24 @@ impl WasmFormat {
                 self.live = Some(live);
                 return Err(convert::refused(e));
             }
-            Err(e) => FormatError::Fault(fault::classify(kind.word(), &e, live.store.data())),
+            Err(e) => fault::failed(kind.word(), &e, live.store.data()),
         };
-        if let FormatError::Fault(fault) = &error {
-            self.gone = Some(fault.clone());
-        }
+        self.gone = Some(match &error {
+            FormatError::Fault(fault) => fault.clone(),
+            refused @ FormatError::Refused { .. } => Fault {
+                kind: FaultKind::Memory,
+                message: refused.to_string(),
+            },
+        });
         Err(error)
     }
 
     fn read_only<T>(&self) -> Result<T, FormatError> {
         let message = format!("Format '{}' cannot write images", self.plugin.about.name);
-        Err(FormatError::Refused { code: Errno::RoFs, message })
+        Err(FormatError::Refused {
+            code: Errno::RoFs,
+            message,
+        })
     }
 }
 
@@ -117,11 +129,23 @@ impl Format for WasmFormat {
             }
             let options = if options.is_empty() { "{}" } else { options };
             self.plugin.about.check_options(options)?;
-            self.queueing = if writable { Queueing::Allowed } else { Queueing::ReadOnly };
+            self.queueing = if writable {
+                Queueing::Allowed
+            } else {
+                Queueing::ReadOnly
+            };
             let mut live = self.take()?;
             let reader = &live.reader;
-            let answer = run!(live, Open, Queueing::NotNow, reader, call_open(options, writable));
-            Ok(self.settle(live, CallKind::Open, answer, convert::children)?.value)
+            let answer = run!(
+                live,
+                Open,
+                Queueing::NotNow,
+                reader,
+                call_open(options, writable)
+            );
+            Ok(self
+                .settle(live, CallKind::Open, answer, convert::children)?
+                .value)
         })
     }
 
@@ -130,7 +154,13 @@ impl Format for WasmFormat {
             let grants = convert::to_grants(grants);
             let mut live = self.take()?;
             let reader = &live.reader;
-            let answer = run!(live, Activate, self.queueing, reader, call_activate(&grants));
+            let answer = run!(
+                live,
+                Activate,
+                self.queueing,
+                reader,
+                call_activate(&grants)
+            );
             self.settle(live, CallKind::Activate, answer, convert::geometry)
         })
     }
@@ -141,7 +171,9 @@ impl Format for WasmFormat {
             let mut live = self.take()?;
             let reader = &live.reader;
             let answer = run!(live, Resolve, Queueing::NotNow, reader, call_resolve(range));
-            Ok(self.settle(live, CallKind::Resolve, answer, convert::extents)?.value)
+            Ok(self
+                .settle(live, CallKind::Resolve, answer, convert::extents)?
+                .value)
         })
     }
 
@@ -150,10 +182,17 @@ impl Format for WasmFormat {
             let asked = convert::to_range(range);
             let mut live = self.take()?;
             let reader = &live.reader;
-            let answer =
-                run!(live, ReadSpecial, Queueing::NotNow, reader, call_read_special(id, asked));
+            let answer = run!(
+                live,
+                ReadSpecial,
+                Queueing::NotNow,
+                reader,
+                call_read_special(id, asked)
+            );
             let check = |bytes| convert::special(bytes, range);
-            Ok(self.settle(live, CallKind::ReadSpecial, answer, check)?.value)
+            Ok(self
+                .settle(live, CallKind::ReadSpecial, answer, check)?
+                .value)
         })
     }
 
@@ -162,7 +201,9 @@ impl Format for WasmFormat {
             let mut live = self.take()?;
             let reader = &live.reader;
             let answer = run!(live, Info, Queueing::NotNow, reader, call_info());
-            Ok(self.settle(live, CallKind::Info, answer, convert::json)?.value)
+            Ok(self
+                .settle(live, CallKind::Info, answer, convert::json)?
+                .value)
         })
     }
 
@@ -175,8 +216,13 @@ impl Format for WasmFormat {
             let intents = convert::to_intents(intents);
             let mut live = writer!(self);
             let writer = writer!(self, live);
-            let answer =
-                run!(live, PrepareWrite, self.queueing, writer, call_prepare_write(&intents));
+            let answer = run!(
+                live,
+                PrepareWrite,
+                self.queueing,
+                writer,
+                call_prepare_write(&intents)
+            );
             let check = |list| convert::placements(list, count);
             self.settle(live, CallKind::PrepareWrite, answer, check)
         })
@@ -186,8 +232,13 @@ impl Format for WasmFormat {
         Box::pin(async move {
             let mut live = writer!(self);
             let writer = writer!(self, live);
-            let answer =
-                run!(live, CommitWrite, self.queueing, writer, call_commit_write(&tokens));
+            let answer = run!(
+                live,
+                CommitWrite,
+                self.queueing,
+                writer,
+                call_commit_write(&tokens)
+            );
             self.settle(live, CallKind::CommitWrite, answer, convert::extents)
         })
     }
@@ -196,7 +247,13 @@ impl Format for WasmFormat {
         Box::pin(async move {
             let mut live = writer!(self);
             let writer = writer!(self, live);
-            let answer = run!(live, AbortWrite, self.queueing, writer, call_abort_write(&tokens));
+            let answer = run!(
+                live,
+                AbortWrite,
+                self.queueing,
+                writer,
+                call_abort_write(&tokens)
+            );
             self.settle(live, CallKind::AbortWrite, answer, Ok)
         })
     }
@@ -210,7 +267,13 @@ impl Format for WasmFormat {
             let (range, kind) = (convert::to_range(range), convert::to_discard(kind));
             let mut live = writer!(self);
             let writer = writer!(self, live);
-            let answer = run!(live, Discard, self.queueing, writer, call_discard(range, kind));
+            let answer = run!(
+                live,
+                Discard,
+                self.queueing,
+                writer,
+                call_discard(range, kind)
+            );
             self.settle(live, CallKind::Discard, answer, convert::extents)
         })
     }
@@ -228,7 +291,10 @@ impl Format for WasmFormat {
     fn flush(&mut self) -> FormatFuture<'_, Call<()>> {
         Box::pin(async move {
             if self.plugin.exports.writer.is_none() {
-                return Ok(Call { value: (), txn: Vec::new() });
+                return Ok(Call {
+                    value: (),
+                    txn: Vec::new(),
+                });
             }
             let mut live = self.take()?;
             let writer = writer!(self, live);
@@ -255,7 +321,10 @@ impl Format for WasmFormat {
             if self.plugin.exports.writer.is_none() {
                 // QEMU's words for `bdrv_check` of a format without one.
                 let message = "This image format does not support checks".to_owned();
-                return Err(FormatError::Refused { code: Errno::NotSup, message });
+                return Err(FormatError::Refused {
+                    code: Errno::NotSup,
+                    message,
+                });
             }
             let fix = convert::to_repair(fix);
             let mut live = self.take()?;
@@ -269,7 +338,10 @@ impl Format for WasmFormat {
     fn close(&mut self) -> FormatFuture<'_, Call<()>> {
         Box::pin(async move {
             if self.plugin.exports.writer.is_none() {
-                return Ok(Call { value: (), txn: Vec::new() });
+                return Ok(Call {
+                    value: (),
+                    txn: Vec::new(),
+                });
             }
             let mut live = self.take()?;
             let writer = writer!(self, live);
@@ -284,9 +356,18 @@ impl Format for WasmFormat {
             let Some(creator) = &live.creator else {
                 self.live = Some(live);
                 let message = format!("Format '{}' cannot make images", self.plugin.about.name);
-                return Err(FormatError::Refused { code: Errno::NotSup, message });
+                return Err(FormatError::Refused {
+                    code: Errno::NotSup,
+                    message,
+                });
             };
-            let answer = run!(live, Create, Queueing::Allowed, creator, call_create(options));
+            let answer = run!(
+                live,
+                Create,
+                Queueing::Allowed,
+                creator,
+                call_create(options)
+            );
             self.settle(live, CallKind::Create, answer, Ok)
         })
     }

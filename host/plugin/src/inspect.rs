@@ -47,8 +47,11 @@ impl Report {
 /// Only when this host cannot run any plugin.
 pub fn check(wasm: &[u8]) -> Result<Report, PluginError> {
     let engine = PluginEngine::new().map_err(|e| PluginError::Engine(format!("{e:#}")))?;
-    let mut report =
-        Report { size: wasm.len() as u64, sha256: sha256_hex(wasm), ..Report::default() };
+    let mut report = Report {
+        size: wasm.len() as u64,
+        sha256: sha256_hex(wasm),
+        ..Report::default()
+    };
     let component = match compile(&engine, wasm) {
         Ok(component) => component,
         Err(e) => {
@@ -63,7 +66,9 @@ pub fn check(wasm: &[u8]) -> Result<Report, PluginError> {
     match found.kind {
         Some(PluginKind::Authz | PluginKind::MetadataContext) => {
             let kind = found.kind.map_or("", PluginKind::word);
-            report.problems.push(format!("This host does not run plugins of kind {kind}"));
+            report
+                .problems
+                .push(format!("This host does not run plugins of kind {kind}"));
         }
         Some(_) if report.problems.is_empty() => {
             match Plugin::load(&engine, &component, Limits::default()) {
@@ -88,11 +93,21 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let unknown = || "unknown".to_owned();
         let text = |s: &Option<String>| s.clone().unwrap_or_else(unknown);
-        let list = |l: &[String]| if l.is_empty() { "none".into() } else { l.join(", ") };
+        let list = |l: &[String]| {
+            if l.is_empty() {
+                "none".into()
+            } else {
+                l.join(", ")
+            }
+        };
         writeln!(f, "name:        {}", text(&self.name))?;
         writeln!(f, "version:     {}", text(&self.version))?;
         writeln!(f, "description: {}", text(&self.description))?;
-        writeln!(f, "kind:        {}", self.kind.map_or_else(unknown, |k| k.to_string()))?;
+        writeln!(
+            f,
+            "kind:        {}",
+            self.kind.map_or_else(unknown, |k| k.to_string())
+        )?;
         writeln!(f, "options:     {}", list(&self.options))?;
         writeln!(f, "imports:     {}", list(&self.imports))?;
         writeln!(f, "size:        {} bytes", self.size)?;
@@ -101,6 +116,8 @@ impl fmt::Display for Report {
             return writeln!(f, "This host (contract {CONTRACT}) can run it.");
         }
         writeln!(f, "This host (contract {CONTRACT}) cannot run it:")?;
-        self.problems.iter().try_for_each(|p| writeln!(f, "  - {p}."))
+        self.problems
+            .iter()
+            .try_for_each(|p| writeln!(f, "  - {p}."))
     }
 }

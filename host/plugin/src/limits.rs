@@ -18,7 +18,9 @@ pub const IDLE_TICKS: u32 = 50;
 
 /// Linear memory of one instance. A qcow2 image at the size limits of QEMU has
 /// 32 MiB of L1 table, 8 MiB of refcount table and 64 MiB of snapshot tables:
-/// twice their sum, rounded up. Nothing is committed before it is touched.
+/// twice their sum, rounded up. Nothing is committed before it is touched. It
+/// also bounds the one instruction that no tick can interrupt: a copy of all of
+/// it takes some 30 ms.
 pub const MEMORY_MAX: u64 = 256 << 20;
 
 /// The least that `memory-max` may say: the stack and the static data of an
@@ -120,7 +122,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory_max: MEMORY_MAX, call_time_max: Some(CALL_TIME_MAX) }
+        Self {
+            memory_max: MEMORY_MAX,
+            call_time_max: Some(CALL_TIME_MAX),
+        }
     }
 }
 
@@ -130,7 +135,8 @@ impl Limits {
     pub fn call_ticks(&self) -> Option<u64> {
         // One more than fits: the first tick may come right after the start.
         let ticks = |d: Duration| d.as_nanos().div_ceil(TICK.as_nanos()).saturating_add(1);
-        self.call_time_max.map(|d| u64::try_from(ticks(d)).unwrap_or(u64::MAX))
+        self.call_time_max
+            .map(|d| u64::try_from(ticks(d)).unwrap_or(u64::MAX))
     }
 }
 
@@ -155,13 +161,19 @@ mod tests {
     #[test]
     fn a_deadline_is_counted_in_whole_ticks() {
         let ticks = |ms| {
-            Limits { call_time_max: Some(Duration::from_millis(ms)), ..Limits::default() }
-                .call_ticks()
+            Limits {
+                call_time_max: Some(Duration::from_millis(ms)),
+                ..Limits::default()
+            }
+            .call_ticks()
         };
         assert_eq!(ticks(0), Some(1));
         assert_eq!(ticks(1), Some(2));
         assert_eq!(ticks(10), Some(6));
-        let endless = Limits { call_time_max: None, ..Limits::default() };
+        let endless = Limits {
+            call_time_max: None,
+            ..Limits::default()
+        };
         assert_eq!(endless.call_ticks(), None);
     }
 

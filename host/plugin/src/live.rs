@@ -63,9 +63,7 @@ impl Live {
                 plugin: Arc::clone(plugin),
                 _counted: Counted::new(&plugin.counters),
             })),
-            Err(e) => {
-                Err(FormatError::Fault(fault::classify("instantiate", &e, store.data())))
-            }
+            Err(e) => Err(fault::failed("instantiate", &e, store.data())),
         }
     }
 }
@@ -82,7 +80,9 @@ pub(crate) fn begin(store: &mut Store<HostState>, queueing: Queueing, ticks: Opt
 
 impl fmt::Debug for Live {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Live").field("plugin", &self.plugin.about.name).finish_non_exhaustive()
+        f.debug_struct("Live")
+            .field("plugin", &self.plugin.about.name)
+            .finish_non_exhaustive()
     }
 }
 

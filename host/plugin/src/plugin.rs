@@ -57,7 +57,10 @@ impl About {
             ));
         }
         if info.options_schema.len() > JSON_BYTES_MAX {
-            return bad(format!("An options schema of {} bytes", info.options_schema.len()));
+            return bad(format!(
+                "An options schema of {} bytes",
+                info.options_schema.len()
+            ));
         }
         let schema = match Schema::parse(&info.options_schema) {
             Ok(schema) => schema,
@@ -73,10 +76,15 @@ impl About {
 
     /// Do these options (a JSON text) fit the plugin's schema?
     pub(crate) fn check_options(&self, options: &str) -> Result<(), FormatError> {
-        let refused = |message| FormatError::Refused { code: Errno::Inval, message };
+        let refused = |message| FormatError::Refused {
+            code: Errno::Inval,
+            message,
+        };
         let options: Value = serde_json::from_str(options)
             .map_err(|e| refused(format!("The options are no JSON object: {e}")))?;
-        self.schema.check(&options).map_err(|e| refused(e.to_string()))
+        self.schema
+            .check(&options)
+            .map_err(|e| refused(e.to_string()))
     }
 }
 
@@ -89,8 +97,12 @@ pub(crate) struct Exports {
     pub(crate) creator: Option<format_create::GuestIndices>,
 }
 
-type Guests =
-    (meta::Guest, format_reader::Guest, Option<format_writer::Guest>, Option<format_create::Guest>);
+type Guests = (
+    meta::Guest,
+    format_reader::Guest,
+    Option<format_writer::Guest>,
+    Option<format_create::Guest>,
+);
 
 impl Exports {
     fn link(engine: &PluginEngine, component: &Component) -> wasmtime::Result<Self> {
@@ -111,8 +123,16 @@ impl Exports {
     ) -> wasmtime::Result<Guests> {
         let meta = self.meta.load(&mut *store, instance)?;
         let reader = self.reader.load(&mut *store, instance)?;
-        let writer = self.writer.as_ref().map(|w| w.load(&mut *store, instance)).transpose()?;
-        let creator = self.creator.as_ref().map(|c| c.load(&mut *store, instance)).transpose()?;
+        let writer = self
+            .writer
+            .as_ref()
+            .map(|w| w.load(&mut *store, instance))
+            .transpose()?;
+        let creator = self
+            .creator
+            .as_ref()
+            .map(|c| c.load(&mut *store, instance))
+            .transpose()?;
         Ok((meta, reader, writer, creator))
     }
 }
@@ -136,7 +156,10 @@ impl Plugin {
     ) -> Result<Arc<Self>, FormatError> {
         let exports = Exports::link(engine, component).map_err(|e| {
             let message = format!("Linking: {}", sentence(format!("{e:#}"), MESSAGE_BYTES_MAX));
-            FormatError::Fault(Fault { kind: FaultKind::BadAnswer, message })
+            FormatError::Fault(Fault {
+                kind: FaultKind::BadAnswer,
+                message,
+            })
         })?;
         let mut plugin = Arc::new(Self {
             engine: Arc::clone(engine),
@@ -157,7 +180,9 @@ impl Plugin {
 
 impl fmt::Debug for Plugin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Plugin").field("about", &self.about).finish_non_exhaustive()
+        f.debug_struct("Plugin")
+            .field("about", &self.about)
+            .finish_non_exhaustive()
     }
 }
 
@@ -166,8 +191,7 @@ async fn describe(plugin: &Arc<Plugin>) -> Result<About, FormatError> {
     let guest = &live.meta;
     let answer = run!(live, Describe, Queueing::NotNow, guest, call_describe());
     let word = CallKind::Describe.word();
-    let info = answer
-        .map_err(|e| FormatError::Fault(fault::classify(word, &e, live.store.data())))?;
+    let info = answer.map_err(|e| fault::failed(word, &e, live.store.data()))?;
     About::checked(info).map_err(|what| fault::malformed(word, what))
 }
 

@@ -19,9 +19,7 @@ use crate::engine::PluginEngine;
 use crate::error::PluginError;
 use crate::examine::{PluginKind, examine};
 use crate::factory::{FaultHook, WasmFormatFactory};
-use crate::limits::{
-    Limits, MEMORY_MAX_CEILING, MEMORY_MAX_FLOOR, PLUGINS_MAX, WASM_BYTES_MAX,
-};
+use crate::limits::{Limits, MEMORY_MAX_CEILING, MEMORY_MAX_FLOOR, PLUGINS_MAX, WASM_BYTES_MAX};
 use crate::plugin::Plugin;
 use crate::query::PluginInfo;
 
@@ -95,7 +93,11 @@ impl PluginRegistry {
     /// The engine or its clock cannot start.
     pub fn new(config: RegistryConfig) -> Result<Self, PluginError> {
         let engine = PluginEngine::new().map_err(|e| PluginError::Engine(format!("{e:#}")))?;
-        Ok(Self { engine, config, entries: Mutex::default() })
+        Ok(Self {
+            engine,
+            config,
+            entries: Mutex::default(),
+        })
     }
 
     /// Add an operator's plugin. Reads, hashes, compiles (or finds it compiled)
@@ -111,7 +113,10 @@ impl PluginRegistry {
         let wasm = read(spec)?;
         let sha256 = sha256_hex(&wasm);
         let pinned = pinned(spec, &sha256)?;
-        let unfit = |problem| PluginError::Unfit { id: spec.id.clone(), problem };
+        let unfit = |problem| PluginError::Unfit {
+            id: spec.id.clone(),
+            problem,
+        };
         let component = self.component(&wasm, &sha256).map_err(unfit)?;
         let (kind, plugin) = self.describe(&component, spec.limits).map_err(unfit)?;
 
@@ -122,7 +127,12 @@ impl PluginRegistry {
         let entry = self.entry(spec.id.clone(), sha256, false, pinned, kind, plugin);
         let info = PluginInfo::of(&entry);
         entries.added.push(entry);
-        tracing::info!(plugin = name, id = spec.id, sha256 = info.sha256, "plugin added");
+        tracing::info!(
+            plugin = name,
+            id = spec.id,
+            sha256 = info.sha256,
+            "plugin added"
+        );
         Ok(info)
     }
 
@@ -143,7 +153,9 @@ impl PluginRegistry {
             .map_err(|e| PluginError::Engine(e.to_string()))?;
         match result.await {
             Ok(result) => result,
-            Err(_) => Err(PluginError::Engine("the compiler's thread ended early".into())),
+            Err(_) => Err(PluginError::Engine(
+                "the compiler's thread ended early".into(),
+            )),
         }
     }
 
@@ -172,7 +184,10 @@ impl PluginRegistry {
     pub fn format(&self, name: &str) -> Result<Arc<WasmFormatFactory>, PluginError> {
         let mut entries = self.lock();
         let Entries { added, loaded } = &*entries;
-        let found = added.iter().chain(loaded).find(|e| e.factory.name() == name);
+        let found = added
+            .iter()
+            .chain(loaded)
+            .find(|e| e.factory.name() == name);
         if let Some(entry) = found {
             return Ok(Arc::clone(&entry.factory));
         }
@@ -189,7 +204,12 @@ impl PluginRegistry {
     #[must_use]
     pub fn format_names(&self) -> Vec<String> {
         let entries = self.lock();
-        let mut names: Vec<_> = self.config.bundled.iter().map(|b| b.name.to_owned()).collect();
+        let mut names: Vec<_> = self
+            .config
+            .bundled
+            .iter()
+            .map(|b| b.name.to_owned())
+            .collect();
         names.extend(entries.added.iter().map(|e| e.factory.name().to_owned()));
         names.sort_unstable();
         names.dedup();
@@ -222,7 +242,12 @@ impl PluginRegistry {
     #[must_use]
     pub fn scrape(&self) -> Vec<PluginInfo> {
         let entries = self.lock();
-        entries.added.iter().chain(&entries.loaded).map(PluginInfo::of).collect()
+        entries
+            .added
+            .iter()
+            .chain(&entries.loaded)
+            .map(PluginInfo::of)
+            .collect()
     }
 
     // === inside ===
@@ -250,7 +275,11 @@ impl PluginRegistry {
         pinned: bool,
     ) -> Result<(), PluginError> {
         let taken = |by: String| {
-            Err(PluginError::NameTaken { id: spec.id.clone(), name: name.into(), by })
+            Err(PluginError::NameTaken {
+                id: spec.id.clone(),
+                name: name.into(),
+                by,
+            })
         };
         if self.config.reserved.iter().any(|r| r == name) {
             return taken("the host itself".into());
@@ -259,7 +288,10 @@ impl PluginRegistry {
             return taken(format!("plugin '{}'", other.id));
         }
         if !pinned && self.config.bundled.iter().any(|b| b.name == name) {
-            return Err(PluginError::OverrideUnpinned { id: spec.id.clone(), name: name.into() });
+            return Err(PluginError::OverrideUnpinned {
+                id: spec.id.clone(),
+                name: name.into(),
+            });
         }
         Ok(())
     }
@@ -288,9 +320,9 @@ impl PluginRegistry {
             return Err(problem);
         }
         let kind = match found.kind {
-            Some(kind @ (PluginKind::FormatReader | PluginKind::Format | PluginKind::FormatFull)) => {
-                kind
-            }
+            Some(
+                kind @ (PluginKind::FormatReader | PluginKind::Format | PluginKind::FormatFull),
+            ) => kind,
             Some(kind) => return Err(format!("This host does not run plugins of kind {kind}")),
             None => return Err("It is no plugin of any kind".into()),
         };
@@ -299,16 +331,24 @@ impl PluginRegistry {
     }
 
     fn load_bundled(&self, bundled: &Bundled) -> Result<Entry, PluginError> {
-        let unfit = |problem| PluginError::Unfit { id: bundled.name.into(), problem };
+        let unfit = |problem| PluginError::Unfit {
+            id: bundled.name.into(),
+            problem,
+        };
         let sha256 = sha256_hex(bundled.wasm);
         let component = match load_embedded(&self.engine.engine, bundled.compiled) {
             Some(component) => component,
             None => {
-                tracing::info!(plugin = bundled.name, "embedded code does not fit; compiling");
+                tracing::info!(
+                    plugin = bundled.name,
+                    "embedded code does not fit; compiling"
+                );
                 self.component(bundled.wasm, &sha256).map_err(unfit)?
             }
         };
-        let (kind, plugin) = self.describe(&component, Limits::default()).map_err(unfit)?;
+        let (kind, plugin) = self
+            .describe(&component, Limits::default())
+            .map_err(unfit)?;
         if &*plugin.about.name != bundled.name {
             return Err(unfit(format!("it calls itself '{}'", plugin.about.name)));
         }
@@ -324,31 +364,47 @@ impl PluginRegistry {
         kind: PluginKind,
         plugin: Arc<Plugin>,
     ) -> Entry {
-        let factory =
-            Arc::new(WasmFormatFactory::new(plugin, self.config.on_fault.clone()));
-        Entry { id, sha256, bundled, pinned, kind, factory }
+        let factory = Arc::new(WasmFormatFactory::new(plugin, self.config.on_fault.clone()));
+        Entry {
+            id,
+            sha256,
+            bundled,
+            pinned,
+            kind,
+            factory,
+        }
     }
 }
 
 impl std::fmt::Debug for PluginRegistry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PluginRegistry").field("engine", &self.engine).finish_non_exhaustive()
+        f.debug_struct("PluginRegistry")
+            .field("engine", &self.engine)
+            .finish_non_exhaustive()
     }
 }
 
 /// The bytes of the plugin's file, no more of them than allowed.
 fn read(spec: &PluginSpec) -> Result<Vec<u8>, PluginError> {
     let path: &Path = &spec.filename;
-    let failed =
-        |source| PluginError::Read { id: spec.id.clone(), path: path.to_owned(), source };
+    let failed = |source| PluginError::Read {
+        id: spec.id.clone(),
+        path: path.to_owned(),
+        source,
+    };
     let file = File::open(path).map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
     let mut bytes = Vec::new();
     if meta.is_file() {
-        file.take(WASM_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+        file.take(WASM_BYTES_MAX + 1)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
     }
     if !meta.is_file() || bytes.len() as u64 > WASM_BYTES_MAX {
-        return Err(PluginError::Size { id: spec.id.clone(), path: path.to_owned() });
+        return Err(PluginError::Size {
+            id: spec.id.clone(),
+            path: path.to_owned(),
+        });
     }
     Ok(bytes)
 }
@@ -364,6 +420,9 @@ fn pinned(spec: &PluginSpec, actual: &str) -> Result<bool, PluginError> {
             wanted: wanted.clone(),
         }),
         None if spec.allow_unpinned => Ok(false),
-        None => Err(PluginError::Unpinned { id: spec.id.clone(), actual: actual.into() }),
+        None => Err(PluginError::Unpinned {
+            id: spec.id.clone(),
+            actual: actual.into(),
+        }),
     }
 }

@@ -56,7 +56,9 @@ pub enum OptionError {
 
 impl Default for Schema {
     fn default() -> Self {
-        Self { root: serde_json::json!({ "type": "object", "additionalProperties": false }) }
+        Self {
+            root: serde_json::json!({ "type": "object", "additionalProperties": false }),
+        }
     }
 }
 
@@ -117,7 +119,9 @@ impl fmt::Display for Path<'_> {
 }
 
 fn value(schema: &Value, given: &Value, at: &Path<'_>, depth: usize) -> Result<(), OptionError> {
-    let Some(rules) = schema.as_object() else { return Ok(()) };
+    let Some(rules) = schema.as_object() else {
+        return Ok(());
+    };
     if depth > DEPTH_MAX {
         return Err(bounds(at, format!("at most {DEPTH_MAX} levels of nesting")));
     }
@@ -125,13 +129,20 @@ fn value(schema: &Value, given: &Value, at: &Path<'_>, depth: usize) -> Result<(
     if let Some(Value::Array(allowed)) = rules.get("enum")
         && !allowed.contains(given)
     {
-        let value = given.as_str().map_or_else(|| given.to_string(), str::to_owned);
-        return Err(OptionError::Value { name: at.to_string(), value });
+        let value = given
+            .as_str()
+            .map_or_else(|| given.to_string(), str::to_owned);
+        return Err(OptionError::Value {
+            name: at.to_string(),
+            value,
+        });
     }
     match given {
         Value::Object(map) => object(rules, map, at, depth),
         Value::Array(list) => {
-            let Some(items) = rules.get("items") else { return Ok(()) };
+            let Some(items) = rules.get("items") else {
+                return Ok(());
+            };
             let mut list = list.iter().enumerate();
             list.try_for_each(|(i, v)| value(items, v, &Path::Index(at, i), depth + 1))
         }
@@ -163,7 +174,10 @@ fn types(rules: &Map<String, Value>, given: &Value, at: &Path<'_>) -> Result<(),
         }
         _ => return Ok(()),
     };
-    Err(OptionError::Type { name: at.to_string(), expected })
+    Err(OptionError::Type {
+        name: at.to_string(),
+        expected,
+    })
 }
 
 fn object(
@@ -211,7 +225,9 @@ fn numbers(rules: &Map<String, Value>, given: &Value, at: &Path<'_>) -> Result<(
 
 /// Exact, where an `f64` would round a 64-bit size.
 fn integer(v: &Value) -> Option<i128> {
-    v.as_i64().map(i128::from).or_else(|| v.as_u64().map(i128::from))
+    v.as_i64()
+        .map(i128::from)
+        .or_else(|| v.as_u64().map(i128::from))
 }
 
 fn lengths(rules: &Map<String, Value>, text: &str, at: &Path<'_>) -> Result<(), OptionError> {
@@ -227,7 +243,10 @@ fn lengths(rules: &Map<String, Value>, text: &str, at: &Path<'_>) -> Result<(), 
 }
 
 fn bounds(at: &Path<'_>, expected: String) -> OptionError {
-    OptionError::Bounds { name: at.to_string(), expected }
+    OptionError::Bounds {
+        name: at.to_string(),
+        expected,
+    }
 }
 
 #[cfg(test)]
@@ -264,17 +283,50 @@ mod tests {
         for (options, said) in [
             (json!({ "cache-size": 512 }), "ok"),
             (json!({}), "Parameter 'cache-size' is missing"),
-            (json!({ "cache-size": 1, "x": 1 }), "Parameter 'cache-size' expects a value of at least 512"),
-            (json!({ "cache-size": u64::MAX }), "Parameter 'cache-size' expects a value of at most 18446744073709551614"),
-            (json!({ "cache-size": 512, "x": 1 }), "Parameter 'x' is unexpected"),
-            (json!({ "cache-size": "1" }), "Invalid parameter type for 'cache-size', expected: integer"),
-            (json!({ "cache-size": 512, "lazy-refcounts": 1 }), "Invalid parameter type for 'lazy-refcounts', expected: boolean"),
-            (json!({ "cache-size": 512, "overlap-check": "some" }), "Parameter 'overlap-check' does not accept value 'some'"),
-            (json!({ "cache-size": 512, "encrypt": {} }), "Parameter 'encrypt.format' is missing"),
-            (json!({ "cache-size": 512, "encrypt": { "format": "a", "b": 1 } }), "Parameter 'encrypt.b' is unexpected"),
-            (json!({ "cache-size": 512, "parts": ["a", 1] }), "Invalid parameter type for 'parts[1]', expected: string"),
-            (json!({ "cache-size": 512, "parts": ["abcd"] }), "Parameter 'parts[0]' expects a shorter string"),
-            (json!([]), "Invalid parameter type for 'options', expected: object"),
+            (
+                json!({ "cache-size": 1, "x": 1 }),
+                "Parameter 'cache-size' expects a value of at least 512",
+            ),
+            (
+                json!({ "cache-size": u64::MAX }),
+                "Parameter 'cache-size' expects a value of at most 18446744073709551614",
+            ),
+            (
+                json!({ "cache-size": 512, "x": 1 }),
+                "Parameter 'x' is unexpected",
+            ),
+            (
+                json!({ "cache-size": "1" }),
+                "Invalid parameter type for 'cache-size', expected: integer",
+            ),
+            (
+                json!({ "cache-size": 512, "lazy-refcounts": 1 }),
+                "Invalid parameter type for 'lazy-refcounts', expected: boolean",
+            ),
+            (
+                json!({ "cache-size": 512, "overlap-check": "some" }),
+                "Parameter 'overlap-check' does not accept value 'some'",
+            ),
+            (
+                json!({ "cache-size": 512, "encrypt": {} }),
+                "Parameter 'encrypt.format' is missing",
+            ),
+            (
+                json!({ "cache-size": 512, "encrypt": { "format": "a", "b": 1 } }),
+                "Parameter 'encrypt.b' is unexpected",
+            ),
+            (
+                json!({ "cache-size": 512, "parts": ["a", 1] }),
+                "Invalid parameter type for 'parts[1]', expected: string",
+            ),
+            (
+                json!({ "cache-size": 512, "parts": ["abcd"] }),
+                "Parameter 'parts[0]' expects a shorter string",
+            ),
+            (
+                json!([]),
+                "Invalid parameter type for 'options', expected: object",
+            ),
         ] {
             assert_eq!(says(&schema, &options), said, "{options}");
         }
@@ -286,7 +338,10 @@ mod tests {
     fn no_schema_means_no_options() {
         let schema = Schema::parse("").unwrap();
         assert_eq!(schema.check(&json!({})), Ok(()));
-        assert_eq!(schema.check(&json!({ "a": 1 })), Err(OptionError::Unexpected("a".into())));
+        assert_eq!(
+            schema.check(&json!({ "a": 1 })),
+            Err(OptionError::Unexpected("a".into()))
+        );
         assert!(Schema::parse("[]").is_err());
         assert!(Schema::parse("{\"type\": \"string\"}").is_err());
     }

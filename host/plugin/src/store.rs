@@ -70,7 +70,11 @@ pub(crate) struct LogBudget {
 
 impl LogBudget {
     fn new() -> Self {
-        Self { tokens: LOG_BURST, filled: Instant::now(), dropped: 0 }
+        Self {
+            tokens: LOG_BURST,
+            filled: Instant::now(),
+            dropped: 0,
+        }
     }
 
     /// May one more line pass?
@@ -116,7 +120,9 @@ impl HostState {
 }
 
 /// Runs at each tick of a running call: yield to the neighbours, or end it.
-pub(crate) fn on_tick(mut store: StoreContextMut<'_, HostState>) -> wasmtime::Result<UpdateDeadline> {
+pub(crate) fn on_tick(
+    mut store: StoreContextMut<'_, HostState>,
+) -> wasmtime::Result<UpdateDeadline> {
     let call = &mut store.data_mut().call;
     let waited = std::mem::take(&mut call.waited);
     if let Some(left) = &mut call.ticks_left
@@ -130,7 +136,10 @@ pub(crate) fn on_tick(mut store: StoreContextMut<'_, HostState>) -> wasmtime::Re
     }
     // Tokio's own yield: it lets the I/O driver run before this call goes on.
     // Waking oneself would not, for as many as 61 turns.
-    Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+    Ok(UpdateDeadline::YieldCustom(
+        1,
+        Box::pin(tokio::task::yield_now()),
+    ))
 }
 
 /// Says no to memory beyond the limit, and remembers that it did.
@@ -145,7 +154,11 @@ pub(crate) struct MemoryLimiter {
 
 impl MemoryLimiter {
     fn new(limits: &Limits) -> Self {
-        Self { max: limits.memory_max, used: 0, refused: None }
+        Self {
+            max: limits.memory_max,
+            used: 0,
+            refused: None,
+        }
     }
 }
 

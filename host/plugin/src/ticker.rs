@@ -9,8 +9,8 @@
 //! matter: each call sets its deadline anew from the present epoch, so that a
 //! sleeping ticker never traps anybody.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, Thread};
 
 use wasmtime::EngineWeak;
@@ -47,7 +47,10 @@ impl Ticker {
             .name("plugin-ticker".into())
             .stack_size(64 << 10)
             .spawn(move || tick(&theirs, &engine))?;
-        Ok(Self { shared, thread: handle.thread().clone() })
+        Ok(Self {
+            shared,
+            thread: handle.thread().clone(),
+        })
     }
 
     /// A call begins.
@@ -104,7 +107,9 @@ fn tick(shared: &Shared, engine: &EngineWeak) {
     while !shared.stopping.load(Ordering::SeqCst) {
         if shared.running.load(Ordering::SeqCst) > 0 {
             idle = 0;
-            let Some(engine) = engine.upgrade() else { return };
+            let Some(engine) = engine.upgrade() else {
+                return;
+            };
             engine.increment_epoch();
         } else {
             idle += 1;
@@ -115,9 +120,8 @@ fn tick(shared: &Shared, engine: &EngineWeak) {
             if shared.running.load(Ordering::SeqCst) > 0 {
                 shared.parked.store(false, Ordering::SeqCst);
             }
-            let asleep = |s: &Shared| {
-                s.parked.load(Ordering::SeqCst) && !s.stopping.load(Ordering::SeqCst)
-            };
+            let asleep =
+                |s: &Shared| s.parked.load(Ordering::SeqCst) && !s.stopping.load(Ordering::SeqCst);
             while asleep(shared) {
                 thread::park();
             }

@@ -36,9 +36,16 @@ fn every_call_of_the_contract_answers() {
         let extents = f.resolve(UNIT).await.unwrap();
         assert_eq!(extents.len(), 4);
         assert_eq!(extents[1].range, ByteRange::between(65536, 131_072));
-        let at = Location::Raw { slot: 0, offset: (1 << 20) + 65536, in_place: true };
+        let at = Location::Raw {
+            slot: 0,
+            offset: (1 << 20) + 65536,
+            in_place: true,
+        };
         assert_eq!(extents[1].at, at);
-        assert_eq!(f.read_special(1, ByteRange::between(0, 512)).await.unwrap(), [0; 512]);
+        assert_eq!(
+            f.read_special(1, ByteRange::between(0, 512)).await.unwrap(),
+            [0; 512]
+        );
         assert!(f.prepare_write(Vec::new()).await.unwrap().value.is_empty());
         assert_eq!(f.commit_write(vec![1, 2]).await.unwrap().value.len(), 4);
         f.abort_write(vec![1]).await.unwrap();
@@ -52,7 +59,11 @@ fn every_call_of_the_contract_answers() {
     });
     let info = &registry.query()[0];
     assert_eq!(info.kind, PluginKind::FormatFull);
-    let resolve = info.calls.iter().find(|c| c.call.word() == "resolve").unwrap();
+    let resolve = info
+        .calls
+        .iter()
+        .find(|c| c.call.word() == "resolve")
+        .unwrap();
     assert_eq!(resolve.count, 1);
 }
 
@@ -62,7 +73,10 @@ fn options_are_checked_by_the_host_in_qemu_s_words() {
     run(async {
         for (options, said) in [
             ("{\"x\":1}", "Parameter 'x' is unexpected"),
-            ("{\"lazy\":1}", "Invalid parameter type for 'lazy', expected: boolean"),
+            (
+                "{\"lazy\":1}",
+                "Invalid parameter type for 'lazy', expected: boolean",
+            ),
             ("[", "The options are no JSON object"),
         ] {
             let mut format = factory.instantiate(files()).await.unwrap();
@@ -75,16 +89,31 @@ fn options_are_checked_by_the_host_in_qemu_s_words() {
 
 #[test]
 fn a_read_only_format_refuses_writes_and_survives() {
-    let factory = plugin(&Guest::new(World::FormatRo, "ro").component(), Limits::default());
+    let factory = plugin(
+        &Guest::new(World::FormatRo, "ro").component(),
+        Limits::default(),
+    );
     assert!(!factory.writable());
     run(async {
         let mut format = factory.instantiate(files()).await.unwrap();
-        assert_eq!(format.open("{}", true).await.unwrap_err().errno(), Errno::RoFs);
+        assert_eq!(
+            format.open("{}", true).await.unwrap_err().errno(),
+            Errno::RoFs
+        );
         format.open("{}", false).await.unwrap();
-        assert_eq!(format.commit_write(vec![1]).await.unwrap_err().errno(), Errno::RoFs);
+        assert_eq!(
+            format.commit_write(vec![1]).await.unwrap_err().errno(),
+            Errno::RoFs
+        );
         let check = format.check(Repair::default(), 0).await.unwrap_err();
-        assert_eq!(check.to_string(), "This image format does not support checks");
-        assert_eq!(format.create("{}").await.unwrap_err().errno(), Errno::NotSup);
+        assert_eq!(
+            check.to_string(),
+            "This image format does not support checks"
+        );
+        assert_eq!(
+            format.create("{}").await.unwrap_err().errno(),
+            Errno::NotSup
+        );
         format.flush().await.unwrap();
         assert_eq!(format.resolve(UNIT).await.unwrap().len(), 4);
     });
@@ -118,7 +147,12 @@ fn a_call_reads_what_it_has_queued() {
             let mut format = open(&factory, files, true).await.unwrap();
             let txn = format.flush().await.unwrap().txn;
             let data = b"\x08\x09ABCD\x0e\x0f\x10\x11".to_vec();
-            let op = TxnOp::Write { slot: 0, stage: Stage::Mapping, offset: 100, data };
+            let op = TxnOp::Write {
+                slot: 0,
+                stage: Stage::Mapping,
+                offset: 100,
+                data,
+            };
             assert_eq!(txn.get(1), Some(&op));
             assert_eq!(txn.len(), 2);
         });
@@ -141,7 +175,10 @@ fn damage_reaches_the_node() {
         let mut format = open(&factory, files.clone(), false).await.unwrap();
         format.resolve(UNIT).await.unwrap();
     });
-    assert_eq!(*files.corruptions.lock().unwrap(), ["L1 overlaps fatal=true"]);
+    assert_eq!(
+        *files.corruptions.lock().unwrap(),
+        ["L1 overlaps fatal=true"]
+    );
 }
 
 /// The neighbour's turns are counted: no clock, no race. A plugin that spins
@@ -150,7 +187,10 @@ fn damage_reaches_the_node() {
 #[test]
 fn a_spinning_plugin_lets_its_neighbours_run() {
     let ms = 60;
-    let limits = Limits { call_time_max: Some(Duration::from_millis(ms)), ..Limits::default() };
+    let limits = Limits {
+        call_time_max: Some(Duration::from_millis(ms)),
+        ..Limits::default()
+    };
     let factory = plugin(&guests::spins(), limits);
     let turns = Arc::new(AtomicUsize::new(0));
     run(async {
@@ -176,7 +216,10 @@ fn a_spinning_plugin_lets_its_neighbours_run() {
 /// datagram that arrives during the spin is answered long before its end.
 #[test]
 fn a_spinning_plugin_lets_the_io_driver_run() {
-    let limits = Limits { call_time_max: Some(Duration::from_millis(60)), ..Limits::default() };
+    let limits = Limits {
+        call_time_max: Some(Duration::from_millis(60)),
+        ..Limits::default()
+    };
     let factory = plugin(&guests::spins(), limits);
     run(async {
         let mut format = open(&factory, files(), false).await.unwrap();
@@ -220,7 +263,13 @@ fn without_a_deadline_a_long_call_ends_by_itself() {
              (i32.const 256)",
         )
         .component();
-    let factory = plugin(&wasm, Limits { call_time_max: None, ..Limits::default() });
+    let factory = plugin(
+        &wasm,
+        Limits {
+            call_time_max: None,
+            ..Limits::default()
+        },
+    );
     run(async {
         let mut format = open(&factory, files(), false).await.unwrap();
         assert_eq!(format.resolve(UNIT).await.unwrap().len(), 4);
@@ -229,7 +278,10 @@ fn without_a_deadline_a_long_call_ends_by_itself() {
 
 #[test]
 fn calls_after_a_long_idle_time_are_not_trapped() {
-    let limits = Limits { call_time_max: Some(Duration::from_millis(1)), ..Limits::default() };
+    let limits = Limits {
+        call_time_max: Some(Duration::from_millis(1)),
+        ..Limits::default()
+    };
     let factory = plugin(&guests::well_behaved(), limits);
     run(async {
         let mut format = open(&factory, files(), false).await.unwrap();
@@ -283,10 +335,15 @@ fn waiting_for_a_file_does_not_count() {
              (i32.const 256)",
         )
         .component();
-    let limits = Limits { call_time_max: Some(Duration::from_millis(20)), ..Limits::default() };
+    let limits = Limits {
+        call_time_max: Some(Duration::from_millis(20)),
+        ..Limits::default()
+    };
     let factory = plugin(&wasm, limits);
     run(async {
-        let mut format = open(&factory, Arc::new(Slow(files())), false).await.unwrap();
+        let mut format = open(&factory, Arc::new(Slow(files())), false)
+            .await
+            .unwrap();
         assert_eq!(format.resolve(UNIT).await.unwrap().len(), 4);
     });
 }
@@ -307,11 +364,16 @@ fn a_future_dropped_midway_takes_the_instance_with_it() {
         assert_eq!(registry.scrape()[0].instances, 0);
         match format.flush().await {
             Err(FormatError::Fault(fault)) => {
-                assert!(fault.message.contains("dropped before it returned"), "{fault}");
+                assert!(
+                    fault.message.contains("dropped before it returned"),
+                    "{fault}"
+                );
             }
             other => panic!("{other:?}"),
         }
-        let mut fresh = open(&factory, MemoryFiles::new(vec![0; 200]), true).await.unwrap();
+        let mut fresh = open(&factory, MemoryFiles::new(vec![0; 200]), true)
+            .await
+            .unwrap();
         assert_eq!(fresh.flush().await.unwrap().txn.len(), 2);
     });
 }
@@ -357,7 +419,10 @@ fn many_calls_and_many_instances_leak_nothing() {
         let before = resident_kib();
         round(10_000).await;
         let grown = resident_kib().saturating_sub(before);
-        assert!(grown < 2048, "{grown} KiB more after 10 000 calls and 500 instances");
+        assert!(
+            grown < 2048,
+            "{grown} KiB more after 10 000 calls and 500 instances"
+        );
     });
     assert!(registry.scrape().iter().all(|info| info.instances == 0));
 }

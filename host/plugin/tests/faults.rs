@@ -52,7 +52,10 @@ fn a_trap_is_a_fault_and_the_instance_is_never_entered_again() {
 fn a_panic_brings_its_message_along() {
     let (kind, message) = resolve_fault(&guests::panics(), Limits::default());
     assert_eq!(kind, FaultKind::Trap);
-    assert!(message.contains("The plugin said: panicked at header.rs:7: no L1 table"), "{message}");
+    assert!(
+        message.contains("The plugin said: panicked at header.rs:7: no L1 table"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -64,7 +67,10 @@ fn a_stack_overflow_is_a_trap_with_the_function_s_name() {
 
 #[test]
 fn a_spin_ends_at_its_deadline() {
-    let limits = Limits { call_time_max: Some(Duration::from_millis(20)), ..Limits::default() };
+    let limits = Limits {
+        call_time_max: Some(Duration::from_millis(20)),
+        ..Limits::default()
+    };
     let (kind, message) = resolve_fault(&guests::spins(), limits);
     assert_eq!(kind, FaultKind::Deadline);
     assert!(message.contains("call-time-max-ms"), "{message}");
@@ -72,7 +78,10 @@ fn a_spin_ends_at_its_deadline() {
 
 #[test]
 fn a_hog_hits_its_memory_limit_by_name() {
-    let limits = Limits { memory_max: 8 << 20, ..Limits::default() };
+    let limits = Limits {
+        memory_max: 8 << 20,
+        ..Limits::default()
+    };
     let (kind, message) = resolve_fault(&guests::hogs(), limits);
     assert_eq!(kind, FaultKind::Memory);
     assert!(message.contains("memory-max"), "{message}");
@@ -84,9 +93,17 @@ fn a_plugin_that_starts_too_large_is_refused_with_the_limit_s_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fat.wasm");
     std::fs::write(&path, wasm).unwrap();
-    let limits = Limits { memory_max: 7 << 20, ..Limits::default() };
-    let e = support::registry().add(&support::spec("fat", &path, limits)).unwrap_err();
-    assert!(e.to_string().contains("more memory than memory-max allows"), "{e}");
+    let limits = Limits {
+        memory_max: 7 << 20,
+        ..Limits::default()
+    };
+    let e = support::registry()
+        .add(&support::spec("fat", &path, limits))
+        .unwrap_err();
+    assert!(
+        e.to_string().contains("more memory than memory-max allows"),
+        "{e}"
+    );
 }
 
 #[test]
@@ -99,7 +116,10 @@ fn an_extent_that_overflows_is_a_bad_extent() {
 fn lists_past_the_limit_or_past_memory_are_bad_answers() {
     let (kind, message) = resolve_fault(&guests::huge_list(), Limits::default());
     assert_eq!(kind, FaultKind::BadAnswer);
-    assert!(message.contains("20000 extents; the limit is 16384"), "{message}");
+    assert!(
+        message.contains("20000 extents; the limit is 16384"),
+        "{message}"
+    );
     let (kind, message) = resolve_fault(&guests::list_out_of_bounds(), Limits::default());
     assert_eq!(kind, FaultKind::BadAnswer, "{message}");
 }
@@ -108,8 +128,11 @@ fn lists_past_the_limit_or_past_memory_are_bad_answers() {
 fn a_list_past_what_may_cross_is_refused_before_it_is_copied() {
     let wasm = Guest::new(World::FormatRo, "bulk")
         .pages(400)
-        .body("resolve", "(i32.store (i32.const 260) (i32.const 131072))
-             (i32.store (i32.const 264) (i32.const 200000)) (i32.const 256)")
+        .body(
+            "resolve",
+            "(i32.store (i32.const 260) (i32.const 131072))
+             (i32.store (i32.const 264) (i32.const 200000)) (i32.const 256)",
+        )
         .component();
     let (kind, message) = resolve_fault(&wasm, Limits::default());
     assert_eq!(kind, FaultKind::BadAnswer);
@@ -119,7 +142,10 @@ fn a_list_past_what_may_cross_is_refused_before_it_is_copied() {
 #[test]
 fn an_enum_out_of_range_is_a_bad_answer() {
     let wasm = Guest::new(World::FormatRo, "enums")
-        .body("resolve", "(i32.store8 (i32.const 288) (i32.const 99)) (i32.const 256)")
+        .body(
+            "resolve",
+            "(i32.store8 (i32.const 288) (i32.const 99)) (i32.const 256)",
+        )
         .component();
     let (kind, message) = resolve_fault(&wasm, Limits::default());
     assert_eq!(kind, FaultKind::BadAnswer, "{message}");
@@ -175,14 +201,23 @@ fn metadata_reads_of_one_call_have_a_budget() {
              (i32.const 4096)",
         )
         .component();
-    let factory = plugin(&wasm, Limits { call_time_max: None, ..Limits::default() });
+    let factory = plugin(
+        &wasm,
+        Limits {
+            call_time_max: None,
+            ..Limits::default()
+        },
+    );
     let files = files();
     run(async {
         let mut format = open(&factory, files.clone(), false).await.unwrap();
         let e = format.resolve(UNIT).await.unwrap_err();
         assert_eq!(e.errno(), Errno::NoMem, "{e}");
     });
-    assert_eq!(files.reads.load(std::sync::atomic::Ordering::Relaxed), 65536);
+    assert_eq!(
+        files.reads.load(std::sync::atomic::Ordering::Relaxed),
+        65536
+    );
 }
 
 #[test]
@@ -195,8 +230,14 @@ fn calls_that_may_not_queue_are_told_so() {
     let factory = plugin(&wasm, Limits::default());
     run(async {
         let mut format = open(&factory, files(), true).await.unwrap();
-        assert_eq!(format.resolve(UNIT).await.unwrap_err().errno(), Errno::Inval);
-        assert_eq!(format.flush().await.unwrap().txn, [TxnOp::Grow { slot: 0, size: 512 }]);
+        assert_eq!(
+            format.resolve(UNIT).await.unwrap_err().errno(),
+            Errno::Inval
+        );
+        assert_eq!(
+            format.flush().await.unwrap().txn,
+            [TxnOp::Grow { slot: 0, size: 512 }]
+        );
         let mut format = open(&factory, files(), false).await.unwrap();
         assert_eq!(format.flush().await.unwrap_err().errno(), Errno::RoFs);
     });
@@ -223,7 +264,12 @@ fn what_a_trapping_call_queued_is_gone() {
         assert!(matches!(format.flush().await, Err(FormatError::Fault(_))));
         let mut format = open(&factory, files(), true).await.unwrap();
         let data = vec![0, 8];
-        let op = TxnOp::Write { slot: 0, stage: Stage::Mapping, offset: 8, data };
+        let op = TxnOp::Write {
+            slot: 0,
+            stage: Stage::Mapping,
+            offset: 8,
+            data,
+        };
         assert_eq!(format.close().await.unwrap().txn, [op]);
     });
 }
@@ -240,13 +286,22 @@ fn a_reported_fault_is_counted_and_announced() {
     let factory = add(&registry, &guests::traps(), Limits::default());
     run(async {
         let mut format = open(&factory, files(), false).await.unwrap();
-        let Err(FormatError::Fault(fault)) = format.resolve(UNIT).await else { panic!() };
+        let Err(FormatError::Fault(fault)) = format.resolve(UNIT).await else {
+            panic!()
+        };
         factory.report_fault("disk0", &fault);
     });
     let seen = seen.lock().unwrap();
-    assert_eq!((seen.len(), &*seen[0].plugin, &*seen[0].node_name), (1, "traps", "disk0"));
+    assert_eq!(
+        (seen.len(), &*seen[0].plugin, &*seen[0].node_name),
+        (1, "traps", "disk0")
+    );
     let info = &registry.query()[0];
-    assert!(info.faults.contains(&(FaultKind::Trap, 1)), "{:?}", info.faults);
+    assert!(
+        info.faults.contains(&(FaultKind::Trap, 1)),
+        "{:?}",
+        info.faults
+    );
     assert_eq!(info.instances, 0);
 }
 
@@ -254,10 +309,13 @@ fn a_reported_fault_is_counted_and_announced() {
 fn every_named_guest_has_a_test_here() {
     let this = include_str!("faults.rs").to_owned() + include_str!("calls.rs");
     for (name, _) in guests::ALL {
-        let called = format!("guests::{}()", match *name {
-            "list-out-of-memory-bounds" => "list_out_of_bounds".into(),
-            name => name.replace('-', "_"),
-        });
+        let called = format!(
+            "guests::{}()",
+            match *name {
+                "list-out-of-memory-bounds" => "list_out_of_bounds".into(),
+                name => name.replace('-', "_"),
+            }
+        );
         assert!(this.contains(&called), "no test for guest '{name}'");
     }
 }

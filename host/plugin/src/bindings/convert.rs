@@ -26,11 +26,17 @@ pub(crate) struct Malformed {
 
 impl Malformed {
     pub(crate) fn answer(message: impl Into<String>) -> Self {
-        Self { kind: FaultKind::BadAnswer, message: message.into() }
+        Self {
+            kind: FaultKind::BadAnswer,
+            message: message.into(),
+        }
     }
 
     fn extent(message: impl Into<String>) -> Self {
-        Self { kind: FaultKind::BadExtent, message: message.into() }
+        Self {
+            kind: FaultKind::BadExtent,
+            message: message.into(),
+        }
     }
 }
 
@@ -59,11 +65,17 @@ errnos!(
 /// An ordinary refusal.
 pub(crate) fn refused(e: types::Error) -> seam::FormatError {
     let message = sentence(e.message, MESSAGE_BYTES_MAX);
-    seam::FormatError::Refused { code: e.code.into(), message }
+    seam::FormatError::Refused {
+        code: e.code.into(),
+        message,
+    }
 }
 
 pub(crate) fn to_range(r: ByteRange) -> types::ByteRange {
-    types::ByteRange { offset: r.offset(), len: r.len() }
+    types::ByteRange {
+        offset: r.offset(),
+        len: r.len(),
+    }
 }
 
 fn range(offset: u64, len: u64, what: &str) -> Checked<ByteRange> {
@@ -73,7 +85,10 @@ fn range(offset: u64, len: u64, what: &str) -> Checked<ByteRange> {
 
 fn bounded<T>(list: &[T], max: usize, what: &str) -> Checked<()> {
     if list.len() > max {
-        return Err(Malformed::answer(format!("{} {what}; the limit is {max}", list.len())));
+        return Err(Malformed::answer(format!(
+            "{} {what}; the limit is {max}",
+            list.len()
+        )));
     }
     Ok(())
 }
@@ -94,20 +109,37 @@ pub(crate) fn children(list: Vec<extents::Child>) -> Checked<Vec<seam::Child>> {
     bounded(&list, CHILDREN_MAX, "children")?;
     let name = |s: &str, what: &str| {
         if s.len() > NAME_BYTES_MAX {
-            return Err(Malformed::answer(format!("A child's {what} of {} bytes", s.len())));
+            return Err(Malformed::answer(format!(
+                "A child's {what} of {} bytes",
+                s.len()
+            )));
         }
         Ok(())
     };
     let one = |c: extents::Child| {
         name(&c.id, "id")?;
-        c.reference.as_deref().map_or(Ok(()), |s| name(s, "reference"))?;
+        c.reference
+            .as_deref()
+            .map_or(Ok(()), |s| name(s, "reference"))?;
         c.format.as_deref().map_or(Ok(()), |s| name(s, "format"))?;
         let kind = match c.kind {
             extents::ChildKind::Storage => seam::ChildKind::Storage,
             extents::ChildKind::Backing => seam::ChildKind::Backing,
         };
-        let extents::Child { id, reference, format, required, .. } = c;
-        Ok(seam::Child { id, kind, reference, format, required })
+        let extents::Child {
+            id,
+            reference,
+            format,
+            required,
+            ..
+        } = c;
+        Ok(seam::Child {
+            id,
+            kind,
+            reference,
+            format,
+            required,
+        })
     };
     list.into_iter().map(one).collect()
 }
@@ -116,15 +148,30 @@ pub(crate) fn geometry(g: extents::Geometry) -> Checked<seam::Geometry> {
     if g.size > ByteRange::END_MAX {
         return Err(Malformed::answer(format!("A size of {} bytes", g.size)));
     }
-    let extents::Geometry { size, unit, cluster_size, zero_granularity, discard_granularity } = g;
-    Ok(seam::Geometry { size, unit, cluster_size, zero_granularity, discard_granularity })
+    let extents::Geometry {
+        size,
+        unit,
+        cluster_size,
+        zero_granularity,
+        discard_granularity,
+    } = g;
+    Ok(seam::Geometry {
+        size,
+        unit,
+        cluster_size,
+        zero_granularity,
+        discard_granularity,
+    })
 }
 
 pub(crate) fn extents(list: Vec<extents::Extent>) -> Checked<Vec<seam::Extent>> {
     bounded(&list, EXTENTS_MAX, "extents")?;
     let mut out = Vec::with_capacity(list.len());
     for e in &list {
-        out.push(seam::Extent { range: range(e.offset, e.len, "Extent")?, at: location(e)? });
+        out.push(seam::Extent {
+            range: range(e.offset, e.len, "Extent")?,
+            at: location(e)?,
+        });
     }
     Ok(out)
 }
@@ -137,7 +184,11 @@ fn location(e: &extents::Extent) -> Checked<Location> {
                 let what = format!("Transform {} is reserved", raw.transform);
                 return Err(Malformed::extent(what));
             }
-            Location::Raw { slot: raw.slot, offset: raw.offset, in_place: raw.in_place }
+            Location::Raw {
+                slot: raw.slot,
+                offset: raw.offset,
+                in_place: raw.in_place,
+            }
         }
         extents::Location::Zero => Location::Zero,
         extents::Location::Hole => Location::Hole,
@@ -181,7 +232,10 @@ pub(crate) fn special(bytes: Vec<u8>, asked: ByteRange) -> Checked<Vec<u8>> {
 
 pub(crate) fn json(text: String) -> Checked<String> {
     if text.len() > JSON_BYTES_MAX {
-        return Err(Malformed::answer(format!("A JSON text of {} bytes", text.len())));
+        return Err(Malformed::answer(format!(
+            "A JSON text of {} bytes",
+            text.len()
+        )));
     }
     Ok(text)
 }
@@ -211,8 +265,20 @@ pub(crate) fn placements(
         }
         let covers = range(p.covers.offset, p.covers.len, "Placement")?;
         range(p.offset, p.covers.len, "Placement")?;
-        let format_writer::Placement { token, intent, slot, offset, .. } = p;
-        Ok(seam::Placement { token, intent, covers, slot, offset })
+        let format_writer::Placement {
+            token,
+            intent,
+            slot,
+            offset,
+            ..
+        } = p;
+        Ok(seam::Placement {
+            token,
+            intent,
+            covers,
+            slot,
+            offset,
+        })
     };
     list.into_iter().map(one).collect()
 }
@@ -226,8 +292,10 @@ pub(crate) fn to_discard(kind: seam::DiscardKind) -> format_writer::DiscardKind 
 }
 
 pub(crate) fn to_freed(list: Vec<seam::SlotRange>) -> Vec<format_writer::SlotRange> {
-    let one =
-        |f: seam::SlotRange| format_writer::SlotRange { slot: f.slot, range: to_range(f.range) };
+    let one = |f: seam::SlotRange| format_writer::SlotRange {
+        slot: f.slot,
+        range: to_range(f.range),
+    };
     list.into_iter().map(one).collect()
 }
 
@@ -260,17 +328,28 @@ pub(crate) fn report(r: format_writer::CheckReport) -> seam::CheckReport {
 }
 
 pub(crate) fn measurement(m: format_create::Measurement) -> seam::Measurement {
-    seam::Measurement { required: m.required, fully_allocated: m.fully_allocated }
+    seam::Measurement {
+        required: m.required,
+        fully_allocated: m.fully_allocated,
+    }
 }
-
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn raw(offset: u64, len: u64, transform: u32) -> extents::Extent {
-        let at = extents::RawLoc { slot: 0, offset, in_place: false, transform };
-        extents::Extent { offset: 0, len, at: extents::Location::Raw(at) }
+        let at = extents::RawLoc {
+            slot: 0,
+            offset,
+            in_place: false,
+            transform,
+        };
+        extents::Extent {
+            offset: 0,
+            len,
+            at: extents::Location::Raw(at),
+        }
     }
 
     #[test]
@@ -284,7 +363,10 @@ mod tests {
     fn an_extent_that_overflows_or_uses_reserved_fields_is_bad() {
         assert!(extents(vec![raw(0, 512, 0)]).is_ok());
         for bad in [raw(u64::MAX, 512, 0), raw(0, u64::MAX, 0), raw(0, 512, 1)] {
-            assert_eq!(extents(vec![bad]).map_err(|e| e.kind), Err(FaultKind::BadExtent));
+            assert_eq!(
+                extents(vec![bad]).map_err(|e| e.kind),
+                Err(FaultKind::BadExtent)
+            );
         }
     }
 

@@ -8,8 +8,8 @@ use outport_block::ByteRange;
 use outport_block::format::{Stage, TxnLog, TxnOp};
 
 use super::generated::outport::plugin::files;
-use super::types::{self, Errno, Error};
 use super::refuse;
+use super::types::{self, Errno, Error};
 use crate::limits::{READ_BYTES_PER_CALL_MAX, READ_CHARGE_MIN, TRANSFER_MAX};
 use crate::store::HostState;
 
@@ -17,7 +17,10 @@ impl files::Host for HostState {
     fn size(&mut self, slot: u32) -> Result<u64, Error> {
         let size = self.files.size(slot).map_err(|e| failed(e, slot))?;
         Ok(self.call.txn.iter().fold(size, |size, op| match op {
-            TxnOp::Grow { slot: at, size: grown } if *at == slot => size.max(*grown),
+            TxnOp::Grow {
+                slot: at,
+                size: grown,
+            } if *at == slot => size.max(*grown),
             _ => size,
         }))
     }
@@ -43,7 +46,11 @@ impl files::Host for HostState {
         match self.files.try_read(slot, offset, &mut buf) {
             Some(done) => done.map_err(|e| failed(e, slot))?,
             None => {
-                buf = self.files.read(slot, offset, bytes).await.map_err(|e| failed(e, slot))?;
+                buf = self
+                    .files
+                    .read(slot, offset, bytes)
+                    .await
+                    .map_err(|e| failed(e, slot))?;
                 self.call.waited = true;
                 if buf.len() != bytes {
                     return refuse(Errno::Eio, "The file gave fewer bytes than asked for");
@@ -60,13 +67,22 @@ impl files::Host for HostState {
         if ByteRange::new(offset, 0).is_none() {
             return refuse(Errno::Einval, "An offset is at most 2^63 - 1");
         }
-        let data = self.files.next_data(slot, offset).map_err(|e| failed(e, slot))?;
-        Ok(data.map(|r| types::ByteRange { offset: r.offset(), len: r.len() }))
+        let data = self
+            .files
+            .next_data(slot, offset)
+            .map_err(|e| failed(e, slot))?;
+        Ok(data.map(|r| types::ByteRange {
+            offset: r.offset(),
+            len: r.len(),
+        }))
     }
 }
 
 fn failed(e: outport_block::Errno, slot: u32) -> Error {
-    Error { code: e.into(), message: format!("File {slot} of the image: {e}") }
+    Error {
+        code: e.into(),
+        message: format!("File {slot} of the image: {e}"),
+    }
 }
 
 /// Lay the queued writes for `slot` over `buf`, which holds `range`.
@@ -74,16 +90,25 @@ fn overlay(txn: &TxnLog, slot: u32, range: ByteRange, buf: &mut [u8]) {
     for now in [Stage::Prepare, Stage::Mapping] {
         for op in txn {
             let (at, data) = match op {
-                TxnOp::Write { slot: s, stage, offset, data } if *s == slot && *stage == now => {
+                TxnOp::Write {
+                    slot: s,
+                    stage,
+                    offset,
+                    data,
+                } if *s == slot && *stage == now => {
                     let end = offset.saturating_add(data.len() as u64);
                     (ByteRange::between(*offset, end), Some(data))
                 }
-                TxnOp::Zero { slot: s, stage, range } if *s == slot && *stage == now => {
-                    (*range, None)
-                }
+                TxnOp::Zero {
+                    slot: s,
+                    stage,
+                    range,
+                } if *s == slot && *stage == now => (*range, None),
                 _ => continue,
             };
-            let Some(both) = range.intersect(at) else { continue };
+            let Some(both) = range.intersect(at) else {
+                continue;
+            };
             // Both lie within `buf` and `data`: no longer than 2 MiB or a Vec.
             let to = &mut buf[index(both.offset() - range.offset())..][..index(both.len())];
             match data {
@@ -107,7 +132,12 @@ mod tests {
     use super::*;
 
     fn write(stage: Stage, offset: u64, data: &[u8]) -> TxnOp {
-        TxnOp::Write { slot: 0, stage, offset, data: data.to_vec() }
+        TxnOp::Write {
+            slot: 0,
+            stage,
+            offset,
+            data: data.to_vec(),
+        }
     }
 
     #[test]
@@ -115,8 +145,16 @@ mod tests {
         let txn = vec![
             write(Stage::Mapping, 2, &[9, 9]),
             write(Stage::Prepare, 0, &[1; 4]),
-            TxnOp::Zero { slot: 0, stage: Stage::Prepare, range: ByteRange::between(1, 3) },
-            TxnOp::Zero { slot: 1, stage: Stage::Prepare, range: ByteRange::between(0, 100) },
+            TxnOp::Zero {
+                slot: 0,
+                stage: Stage::Prepare,
+                range: ByteRange::between(1, 3),
+            },
+            TxnOp::Zero {
+                slot: 1,
+                stage: Stage::Prepare,
+                range: ByteRange::between(0, 100),
+            },
         ];
         let mut buf = [7; 6];
         overlay(&txn, 0, ByteRange::between(0, 6), &mut buf);

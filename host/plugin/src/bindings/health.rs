@@ -14,6 +14,7 @@ impl health::Host for HostState {
             None => return,
         }
         let message = sentence(what.message, MESSAGE_BYTES_MAX);
-        self.files.corrupt(&message, what.offset, what.size, what.fatal);
+        self.files
+            .corrupt(&message, what.offset, what.size, what.fatal);
     }
 }

@@ -48,5 +48,8 @@ pub(crate) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
 
 /// An ordinary refusal, in the contract's words.
 fn refuse<T>(code: types::Errno, message: impl Into<String>) -> Result<T, types::Error> {
-    Err(types::Error { code, message: message.into() })
+    Err(types::Error {
+        code,
+        message: message.into(),
+    })
 }

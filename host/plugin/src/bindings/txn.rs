@@ -6,8 +6,8 @@ use outport_block::ByteRange;
 use outport_block::format::{SlotRange, Stage, TxnOp};
 
 use super::generated::outport::plugin::txn;
-use super::types::{self, Errno, Error};
 use super::refuse;
+use super::types::{self, Errno, Error};
 use crate::limits::{TRANSFER_MAX, TXN_BYTES_MAX, TXN_OPS_MAX};
 use crate::store::{HostState, Queueing};
 
@@ -22,23 +22,39 @@ impl txn::Host for HostState {
         if data.len() > TRANSFER_MAX {
             return refuse(Errno::Einval, "A metadata write is at most 2 MiB");
         }
-        checked(types::ByteRange { offset, len: data.len() as u64 })?;
+        checked(types::ByteRange {
+            offset,
+            len: data.len() as u64,
+        })?;
         let bytes = data.len();
-        self.queue(TxnOp::Write { slot, stage: stage.into(), offset, data }, bytes)
+        self.queue(
+            TxnOp::Write {
+                slot,
+                stage: stage.into(),
+                offset,
+                data,
+            },
+            bytes,
+        )
     }
 
-    fn zero(
-        &mut self,
-        slot: u32,
-        stage: txn::Stage,
-        range: types::ByteRange,
-    ) -> Result<(), Error> {
+    fn zero(&mut self, slot: u32, stage: txn::Stage, range: types::ByteRange) -> Result<(), Error> {
         let range = checked(range)?;
-        self.queue(TxnOp::Zero { slot, stage: stage.into(), range }, 0)
+        self.queue(
+            TxnOp::Zero {
+                slot,
+                stage: stage.into(),
+                range,
+            },
+            0,
+        )
     }
 
     fn grow(&mut self, slot: u32, size: u64) -> Result<(), Error> {
-        checked(types::ByteRange { offset: size, len: 0 })?;
+        checked(types::ByteRange {
+            offset: size,
+            len: 0,
+        })?;
         self.queue(TxnOp::Grow { slot, size }, 0)
     }
 
@@ -48,7 +64,10 @@ impl txn::Host for HostState {
     }
 
     fn truncate(&mut self, slot: u32, size: u64) -> Result<(), Error> {
-        checked(types::ByteRange { offset: size, len: 0 })?;
+        checked(types::ByteRange {
+            offset: size,
+            len: 0,
+        })?;
         self.queue(TxnOp::Truncate { slot, size }, 0)
     }
 }
@@ -88,7 +107,10 @@ impl HostState {
 fn checked(range: types::ByteRange) -> Result<ByteRange, Error> {
     match ByteRange::new(range.offset, range.len) {
         Some(range) => Ok(range),
-        None => refuse(Errno::Einval, "The range of a queued write ends past 2^63 - 1"),
+        None => refuse(
+            Errno::Einval,
+            "The range of a queued write ends past 2^63 - 1",
+        ),
     }
 }
 

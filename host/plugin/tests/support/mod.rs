@@ -1,7 +1,11 @@
 //! What the tests of this crate share: files in memory, and a plugin made from
 //! bytes.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses a part of it"
+)]
 
 use std::path::Path;
 use std::pin::Pin;
@@ -24,11 +28,18 @@ pub struct MemoryFiles {
 
 impl MemoryFiles {
     pub fn new(bytes: Vec<u8>) -> Arc<Self> {
-        Arc::new(Self { bytes, ..Self::default() })
+        Arc::new(Self {
+            bytes,
+            ..Self::default()
+        })
     }
 
     pub fn slow(bytes: Vec<u8>, waits: usize) -> Arc<Self> {
-        Arc::new(Self { bytes, waits, ..Self::default() })
+        Arc::new(Self {
+            bytes,
+            waits,
+            ..Self::default()
+        })
     }
 
     fn fill(&self, offset: u64, buf: &mut [u8]) {
@@ -43,7 +54,11 @@ impl MemoryFiles {
 
 impl FormatFiles for MemoryFiles {
     fn size(&self, slot: u32) -> Result<u64, Errno> {
-        if slot == 0 { Ok(self.bytes.len() as u64) } else { Err(Errno::Inval) }
+        if slot == 0 {
+            Ok(self.bytes.len() as u64)
+        } else {
+            Err(Errno::Inval)
+        }
     }
 
     fn try_read(&self, slot: u32, offset: u64, buf: &mut [u8]) -> Option<Result<(), Errno>> {
@@ -80,7 +95,10 @@ impl FormatFiles for MemoryFiles {
     }
 
     fn corrupt(&self, message: &str, _offset: Option<u64>, _size: Option<u64>, fatal: bool) {
-        self.corruptions.lock().unwrap().push(format!("{message} fatal={fatal}"));
+        self.corruptions
+            .lock()
+            .unwrap()
+            .push(format!("{message} fatal={fatal}"));
     }
 
     fn node_name(&self) -> &str {
@@ -131,7 +149,11 @@ pub async fn open(
 
 /// Run on a current-thread runtime, as an iothread does.
 pub fn run<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
 }
 
 pub const UNIT: ByteRange = ByteRange::between(0, 65536);
