@@ -4,8 +4,8 @@
 //! Shared between the image and its plugin instance (which sees it as
 //! [`FormatFiles`]). Slots are granted while the image opens and never change,
 //! so a request finds its file without a lock. Invariant: bytes at or beyond
-//! `reach` of a slot were never written through this image and lie past the end
-//! of the file, so they read as zeroes. A device has no bytes past its end: none
+//! `reach` of a slot were never written through this image and lay past the end
+//! of the file when it was opened, so they read as zeroes. A device has no bytes past its end: none
 //! of its space is ever taken for unwritten.
 
 use std::collections::BTreeMap;
@@ -147,10 +147,9 @@ impl ImageFiles {
         let Ok(slot) = self.slot(slot) else {
             return u64::MAX;
         };
-        let len = slot.node.len_bytes();
-        slot.reach
-            .fetch_max(end.max(len), Ordering::AcqRel)
-            .max(len)
+        // Not the file's length: a plugin grows the file before it hands out
+        // space there, and what was only grown is still zero.
+        slot.reach.fetch_max(end, Ordering::AcqRel)
     }
 
     /// Cut the file. Nobody writes beyond `len`.
