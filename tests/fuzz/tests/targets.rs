@@ -1,0 +1,133 @@
+//! Every parser that reads what a stranger wrote.
+
+use outport_fuzz::run;
+
+fn texts(list: &[&str]) -> Vec<Vec<u8>> {
+    list.iter().map(|s| s.as_bytes().to_vec()).collect()
+}
+
+#[test]
+fn qmp_json() {
+    let seeds = texts(&[
+        r#"{"execute":"qmp_capabilities"}"#,
+        r#"{"execute":"blockdev-add","arguments":{"driver":"qcow2","node-name":"d","file":{"driver":"file","filename":"\u00e9\ud83d\ude00"}},"id":[1,-2.5e3,null]}"#,
+        "{'a':[true,false,{}]}\r\n123 \"x\\'\\\\\"",
+        "\u{ff}[[[[{\"a\":18446744073709551615}]]]]",
+    ]);
+    run("qmp_json", &seeds, outport_qmp::fuzzing::json);
+}
+
+#[test]
+fn qmp_keyval() {
+    let seeds = texts(&[
+        "driver=qcow2,file.driver=file,file.filename=/a,,b,node-name=n",
+        "addr.type=inet,addr.host=::1,addr.port=10809,max-connections=0x10",
+        "children.0.driver=null-co,children.1.driver=raw,size=1.5G",
+        r#"{"driver":"null-co","size":1}"#,
+    ]);
+    run("qmp_keyval", &seeds, outport_qmp::fuzzing::keyval);
+}
+
+#[test]
+fn qmp_arguments() {
+    let seeds = texts(&[
+        r#"{"execute":"block-export-add","arguments":{"type":"nbd","id":"e","node-name":"n","writable":true,"iothread":["a"]}}"#,
+        r#"{"execute":"nbd-server-start","arguments":{"addr":{"type":"unix","data":{"path":"/p"}}}}"#,
+        r#"{"execute":"object-add","arguments":{"qom-type":"wasm-plugin","id":"p","filename":"x","sha256":"00"}}"#,
+    ]);
+    run("qmp_arguments", &seeds, outport_qmp::fuzzing::arguments);
+}
+
+fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    let mut out = b"IHAVEOPT".to_vec();
+    out.extend_from_slice(&number.to_be_bytes());
+    out.extend_from_slice(&(data.len() as u32).to_be_bytes());
+    out.extend_from_slice(data);
+    out
+}
+
+#[test]
+fn nbd_haggle() {
+    let mut hello = vec![0, 200];
+    hello.extend_from_slice(&3u32.to_be_bytes());
+    let script = |options: &[Vec<u8>]| [hello.clone(), options.concat()].concat();
+    let go = option(7, b"\0\0\0\x01a\0\x01\0\x03");
+    let contexts = option(10, b"\0\0\0\x01a\0\0\0\x01\0\0\0\x0fbase:allocation");
+    let seeds = [
+        script(&[option(8, b""), contexts.clone(), go.clone()]),
+        script(&[option(3, b""), option(6, b"\0\0\0\0\0\0"), option(2, b"")]),
+        script(&[option(5, b""), option(11, b""), contexts, go]),
+        script(&[option(1, b"a")]),
+    ];
+    run("nbd_haggle", &seeds, outport_export::nbd::fuzzing::haggle);
+}
+
+#[test]
+fn nbd_requests() {
+    let request = |flags: u16, command: u16, offset: u64, len: u32| {
+        let mut out = 0x2560_9513u32.to_be_bytes().to_vec();
+        out.extend_from_slice(&flags.to_be_bytes());
+        out.extend_from_slice(&command.to_be_bytes());
+        out.extend_from_slice(&7u64.to_be_bytes());
+        out.extend_from_slice(&offset.to_be_bytes());
+        out.extend_from_slice(&len.to_be_bytes());
+        out
+    };
+    let prefixed = |body: Vec<u8>| [vec![0, 3], body].concat();
+    let seeds = [
+        prefixed([request(0, 0, 0, 4096), request(1, 1, 512, 4), b"data".to_vec()].concat()),
+        prefixed([request(8, 7, 0, 65536), request(0, 3, 0, 0), request(0, 2, 0, 0)].concat()),
+        prefixed([request(2, 6, 0, 1 << 20), request(0, 4, 4096, 4096)].concat()),
+    ];
+    run("nbd_requests", &seeds, outport_export::nbd::fuzzing::requests);
+}
+
+/// Images that `qemu-img` made: the format's own corners.
+fn images() -> Vec<Vec<u8>> {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut out = Vec::new();
+    for (n, options) in [
+        "cluster_size=512",
+        "cluster_size=4k,refcount_bits=1",
+        "compat=0.10,cluster_size=1k",
+        "extended_l2=on,cluster_size=16k",
+        "lazy_refcounts=on,cluster_size=512,compression_type=zstd",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let path = dir.path().join(format!("{n}.qcow2"));
+        let done = std::process::Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-o", options])
+            .arg(&path)
+            .arg("64k")
+            .status();
+        let Ok(true) = done.map(|s| s.success()) else {
+            eprintln!("SKIPPED seeds of qcow2: qemu-img is missing, 'make tools' installs it");
+            continue;
+        };
+        let _ = std::process::Command::new("qemu-io")
+            .args(["-f", "qcow2", "-c", "write -P 7 0 8k", "-c", "write -z 16k 4k"])
+            .arg(&path)
+            .output();
+        let bytes = std::fs::read(&path).expect("the image that was just made");
+        // Where the metadata is; the fuzzer's time is not for payload.
+        out.push(bytes[..bytes.len().min(64 << 10)].to_vec());
+    }
+    out
+}
+
+#[test]
+fn qcow2_header() {
+    run("qcow2_header", &images(), outport_plugin_qcow2::fuzzing::header);
+}
+
+#[test]
+fn qcow2_tables() {
+    run("qcow2_tables", &images(), outport_plugin_qcow2::fuzzing::tables);
+}
+
+#[test]
+fn qcow2_image() {
+    run("qcow2_image", &images(), outport_plugin_qcow2::fuzzing::image);
+}
