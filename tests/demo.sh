@@ -7,6 +7,8 @@ cd "$(dirname "$0")/.."
 bin=${BIN:-$PWD/target/release}
 mib=256
 seconds=1
+progress=()
+[ ! -t 2 ] || progress=(--progress)
 
 say() { printf '\n--- %s\n' "$*"; }
 fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }
@@ -41,8 +43,8 @@ uri="nbd+unix:///demo?socket=$socket"
 # serve PROGRAM QMP NBD: starts it in the background and waits until it listens.
 serve() {
     "$1" --chardev "socket,id=qmp,path=$2,server=on,wait=off" --monitor chardev=qmp \
-        --blockdev "driver=file,node-name=file0,filename=$image" \
-        --blockdev "driver=qcow2,node-name=disk0,file=file0" \
+        --blockdev "driver=file,node-name=file0,filename=$image,read-only=on" \
+        --blockdev "driver=qcow2,node-name=disk0,file=file0,read-only=on" \
         --nbd-server "addr.type=unix,addr.path=$3" \
         --export "type=nbd,id=demo,node-name=disk0,name=demo,writable=off" &
     children+=($!)
@@ -73,7 +75,7 @@ echo "$uri"
 nbdinfo "$uri" | grep -E '^(protocol|export=|.*export-size|.*contexts|.*base:allocation)' || true
 
 say "nbdcopy reads it back"
-nbdcopy --progress "$uri" "$folder/back.raw"
+nbdcopy ${progress[@]+"${progress[@]}"} "$uri" "$folder/back.raw"
 want=$(checksum "$raw") got=$(checksum "$folder/back.raw")
 printf 'what was written  %s\nwhat was read     %s\n' "$want" "$got"
 [ "$want" = "$got" ] || fail "the data differ"
