@@ -61,8 +61,14 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Machine code for `component`, made by the wasmtime that the daemon links;
-/// empty: the daemon compiles it when it loads it.
+/// Machine code for `component`, made by the wasmtime that the daemon links.
+#[cfg(feature = "bundled")]
+fn precompile(component: &[u8]) -> Result<Vec<u8>> {
+    Ok(outport_plugin::precompile(component)?)
+}
+
+/// Never called: without the feature, nothing is bundled.
+#[cfg(not(feature = "bundled"))]
 fn precompile(_component: &[u8]) -> Result<Vec<u8>> {
     Ok(Vec::new())
 }
