@@ -93,7 +93,8 @@ impl ByteRange {
         Self::between(start, end)
     }
 
-    /// Narrowed to multiples of `unit` (a power of two); may become empty.
+    /// Narrowed to multiples of `unit` (a power of two); may become empty, and
+    /// then lies anywhere.
     #[must_use]
     pub const fn align_in(self, unit: u64) -> Self {
         let start = match self.offset.checked_next_multiple_of(unit) {

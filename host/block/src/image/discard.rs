@@ -26,8 +26,7 @@ impl Image {
             DiscardKind::Discard => self.geometry.discard_granularity,
             DiscardKind::ZeroUnmap | DiscardKind::ZeroKeep => self.geometry.zero_granularity,
         });
-        let inner = self.granules(range, granularity);
-        let Some(inner) = inner.filter(|r| !r.is_empty()) else {
+        let Some(inner) = self.granules(range, granularity) else {
             return Ok([range, ByteRange::between(range.end(), range.end())]);
         };
         let mut at = inner.offset();
@@ -47,14 +46,14 @@ impl Image {
         if granularity == 0 {
             return None;
         }
-        let inner = range.align_in(granularity);
+        let start = range.offset().checked_next_multiple_of(granularity)?;
         // The last granule may be cut by the end of the image.
         let end = if range.end() >= self.size() {
             self.size()
         } else {
-            inner.end()
+            range.end() / granularity * granularity
         };
-        Some(ByteRange::between(inner.offset(), end))
+        (start < end).then(|| ByteRange::between(start, end))
     }
 
     /// One step; returns where it got to.

@@ -1,1 +1,8 @@
-//! Images of a toy format.
+//! Images of a toy format, on real files.
+
+mod crash;
+mod disk;
+mod faults;
+mod model;
+mod parallel;
+mod toy;

@@ -1,10 +1,14 @@
 //! A record of what reached a file, for crash tests: which writes were issued,
 //! which had completed, and which flushes covered them.
 
+mod crash;
+
 use std::sync::{Mutex, PoisonError};
 
 use crate::ByteRange;
 use crate::engine::buffer::IoMem;
+
+pub use crash::{CrashImage, CrashImages, Limits, crash_images};
 
 /// One event, in the order it happened.
 #[derive(Clone, Debug)]
@@ -18,7 +22,7 @@ pub enum Event {
         /// What.
         data: Vec<u8>,
     },
-    /// A range was issued to be zeroed.
+    /// A range was issued to be zeroed; the file does not get longer.
     Zero {
         /// Names it.
         id: u64,

@@ -1,0 +1,91 @@
+//! What a toy does wrong when it is told to.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use tokio::sync::oneshot;
+
+use crate::Errno;
+use crate::format::{Extent, FormatError, Placement};
+
+/// A call of the seam.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Call {
+    Activate,
+    Resolve,
+    Prepare,
+    Commit,
+    Abort,
+    Discard,
+    Reclaim,
+    Flush,
+}
+
+/// What happens at the next such call.
+pub(in super::super) enum Act {
+    /// It traps, after its work.
+    Trap,
+    /// It says no.
+    Refuse(Errno),
+    /// It waits first: told when it began, and until it may go on.
+    Hang(oneshot::Sender<()>, oneshot::Receiver<()>),
+    /// Its extents are changed.
+    Extents(Box<dyn FnOnce(&mut Vec<Extent>) + Send>),
+    /// Its placements are changed.
+    Placements(Box<dyn FnOnce(&mut Vec<Placement>) + Send>),
+}
+
+/// A mistake in how it orders its writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(in super::super) enum Bug {
+    None,
+    /// The table is written with the counts, before the payload.
+    MapsEarly,
+    /// A discarded cluster is handed out at once.
+    ReusesEarly,
+    /// Only the first cluster of an intent is placed: slow, but no mistake.
+    PlacesOne,
+}
+
+/// The plan.
+#[derive(Default)]
+pub(in super::super) struct Faults {
+    plan: Mutex<VecDeque<(Call, Act)>>,
+    bug: AtomicU8,
+}
+
+impl Faults {
+    /// Once, at the next such call that nothing is planned for yet.
+    pub(in super::super) fn plan(&self, call: Call, act: Act) {
+        self.plan.lock().unwrap().push_back((call, act));
+    }
+
+    pub(in super::super) fn set_bug(&self, bug: Bug) {
+        self.bug.store(bug as u8, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_bug(&self, bug: Bug) -> bool {
+        self.bug.load(Ordering::Relaxed) == bug as u8
+    }
+
+    pub(super) fn take(&self, call: Call) -> Option<Act> {
+        let mut plan = self.plan.lock().unwrap();
+        let at = plan.iter().position(|(c, _)| *c == call)?;
+        plan.remove(at).map(|(_, act)| act)
+    }
+
+    /// Before the work: wait or refuse. Gives what is to be done after it.
+    pub(super) async fn before(&self, call: Call) -> Result<Option<Act>, FormatError> {
+        match self.take(call) {
+            Some(Act::Hang(began, go_on)) => {
+                let _ = began.send(());
+                let _ = go_on.await;
+                Ok(None)
+            }
+            Some(Act::Refuse(e)) => Err(super::refused(e)),
+            other => Ok(other),
+        }
+    }
+}
