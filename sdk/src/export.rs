@@ -37,6 +37,15 @@ macro_rules! export_format_full {
 macro_rules! export_fragments {
     ($adapter:ident<$format:ty>, $($fragment:ident),+) => {
         const _: () = {
+            use ::std::{cell::RefCell, thread::LocalKey};
+            ::std::thread_local! {
+                static IMAGE: RefCell<Option<$format>> = const { RefCell::new(None) };
+            }
+            impl $crate::wasm::Instance for $format {
+                fn place() -> &'static LocalKey<RefCell<Option<Self>>> {
+                    &IMAGE
+                }
+            }
             type Exported = $crate::wasm::$adapter<$format>;
             $($crate::wasm::bindings::$fragment::export!(
                 Exported with_types_in $crate::wasm::bindings::$fragment

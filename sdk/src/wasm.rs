@@ -32,3 +32,4 @@ mod image;
 mod import;
 
 pub use export::{ReadOnly, Writable};
+pub use image::Instance;

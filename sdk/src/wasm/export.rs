@@ -6,7 +6,7 @@ use super::bindings::creator::exports::outport::plugin::format_create;
 use super::bindings::reader::exports::outport::plugin::{format_reader, meta};
 use super::bindings::reader::outport::plugin::{extents, types};
 use super::bindings::writer::exports::outport::plugin::format_writer;
-use super::image::{enter, keep, with, writable};
+use super::image::{Instance, enter, keep, with, writable};
 use super::import::Host;
 use crate::{CreatableFormat, Extent, Format, Geometry, Grant, WritableFormat};
 use std::marker::PhantomData;
@@ -16,7 +16,7 @@ type Answer<T> = Result<T, types::Error>;
 /// A format as a component: [`ReadOnly`] or [`Writable`].
 pub trait Adapter {
     /// The format.
-    type Image: Format;
+    type Image: Format + Instance;
     /// Its [`Format::activate`], or that of a writable format.
     fn activate(image: &mut Self::Image, grants: &[Grant]) -> crate::Result<Geometry>;
 }
@@ -25,7 +25,7 @@ pub trait Adapter {
 #[derive(Debug)]
 pub struct ReadOnly<T>(PhantomData<T>);
 
-impl<T: Format> Adapter for ReadOnly<T> {
+impl<T: Format + Instance> Adapter for ReadOnly<T> {
     type Image = T;
     fn activate(image: &mut T, grants: &[Grant]) -> crate::Result<Geometry> {
         image.activate(&Host, grants)
@@ -36,7 +36,7 @@ impl<T: Format> Adapter for ReadOnly<T> {
 #[derive(Debug)]
 pub struct Writable<T>(PhantomData<T>);
 
-impl<T: WritableFormat> Adapter for Writable<T> {
+impl<T: WritableFormat + Instance> Adapter for Writable<T> {
     type Image = T;
     /// An image that was opened read-only has no transaction to write to.
     fn activate(image: &mut T, grants: &[Grant]) -> crate::Result<Geometry> {
@@ -97,7 +97,7 @@ impl<A: Adapter> format_reader::Guest for A {
     }
 }
 
-impl<T: WritableFormat> format_writer::Guest for Writable<T> {
+impl<T: WritableFormat + Instance> format_writer::Guest for Writable<T> {
     fn prepare_write(
         intents: Vec<format_writer::WriteIntent>,
     ) -> Answer<Vec<format_writer::Placement>> {
@@ -148,7 +148,7 @@ impl<T: WritableFormat> format_writer::Guest for Writable<T> {
     }
 }
 
-impl<T: CreatableFormat> format_create::Guest for Writable<T> {
+impl<T: CreatableFormat + Instance> format_create::Guest for Writable<T> {
     fn create_schema() -> String {
         enter();
         T::create_schema().to_owned()

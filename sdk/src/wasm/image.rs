@@ -1,16 +1,26 @@
 //! The one image of this instance, and the panic hook.
+//!
+//! Each plugin has a place for its own type ([`Instance`], implemented by the
+//! export macros). One place for `dyn Any` would do as well, but for the
+//! `TypeId`s: they depend on where the sources lie, and equal sources must give
+//! equal components.
 
 #![forbid(unsafe_code)]
 
 use super::bindings::reader::outport::plugin::{log, types};
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::panic;
+use std::thread::LocalKey;
 
 thread_local! {
-    static IMAGE: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
     static WRITABLE: Cell<bool> = const { Cell::new(false) };
     static HOOKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A format with a place for its open image.
+pub trait Instance: Sized + 'static {
+    /// The place.
+    fn place() -> &'static LocalKey<RefCell<Option<Self>>>;
 }
 
 /// Every exported call starts here: from now on a panic is logged before it
@@ -24,11 +34,11 @@ pub(super) fn enter() {
 }
 
 /// Keep what `open` returned. An image that is open already stays.
-pub(super) fn keep<T: 'static>(opened: T, writable: bool) -> Result<(), types::Error> {
-    IMAGE.with_borrow_mut(|image| match image {
+pub(super) fn keep<T: Instance>(opened: T, writable: bool) -> Result<(), types::Error> {
+    T::place().with_borrow_mut(|image| match image {
         Some(_) => Err(einval("This instance has an image already")),
         None => {
-            *image = Some(Box::new(opened));
+            *image = Some(opened);
             WRITABLE.set(writable);
             Ok(())
         }
@@ -41,16 +51,14 @@ pub(super) fn writable() -> bool {
 }
 
 /// Run `call` on the open image.
-pub(super) fn with<T: 'static, R>(
+pub(super) fn with<T: Instance, R>(
     call: impl FnOnce(&mut T) -> crate::Result<R>,
 ) -> Result<R, types::Error> {
     enter();
-    IMAGE.with_borrow_mut(
-        |image| match image.as_mut().and_then(|i| i.downcast_mut()) {
-            Some(image) => call(image).map_err(types::Error::from),
-            None => Err(einval("No image is open in this instance")),
-        },
-    )
+    T::place().with_borrow_mut(|image| match image {
+        Some(image) => call(image).map_err(types::Error::from),
+        None => Err(einval("No image is open in this instance")),
+    })
 }
 
 fn einval(message: &str) -> types::Error {
