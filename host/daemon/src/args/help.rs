@@ -1,0 +1,63 @@
+//! What `--help` and `--version` print.
+
+use crate::PROGRAM;
+
+/// `-V`.
+pub(super) fn version() -> String {
+    format!("{PROGRAM} version {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// `-h`.
+pub(super) fn help() -> String {
+    format!("Usage: {PROGRAM} [options]\n{TEXT}")
+}
+
+const TEXT: &str = "\
+Serves block nodes; the command line is that of qemu-storage-daemon.
+
+  -h, --help             display this help and exit
+  -T, --trace <pattern>  accepted and ignored: see OUTPORTD_LOG
+  -V, --version          output version information and exit
+
+  --blockdev [driver=]<driver>[,node-name=<N>][,discard=ignore|unmap]
+             [,cache.direct=on|off][,cache.no-flush=on|off]
+             [,read-only=on|off][,auto-read-only=on|off]
+             [,force-share=on|off][,detect-zeroes=on|off|unmap]
+             [,driver specific parameters...]
+                         add a block node; drivers: file, host_device, raw,
+                         null-co, null-aio, and every format plugin (qcow2)
+
+  --allow-paths <dir>    let images name backing and data files in <dir>;
+                         may be given several times (default: nowhere)
+
+  --chardev socket,id=<id>,path=<path>|host=<host>,port=<port>|fd=<fd>
+            [,server=on|off][,wait=on|off]
+  --chardev stdio,id=<id>
+                         add a character device for a monitor
+
+  --daemonize            run in the background once startup is complete
+
+  --export [type=]nbd,id=<id>,node-name=<node-name>[,name=<export-name>]
+           [,description=<text>][,writable=on|off][,writethrough=on|off]
+           [,iothread=<id>]
+                         export a node over NBD (after --nbd-server)
+
+  --monitor [chardev=]name[,mode=control][,pretty[=on|off]]
+                         run a QMP monitor
+
+  --nbd-server addr.type=inet,addr.host=<host>,addr.port=<port>
+               [,max-connections=<n>][,handshake-max-seconds=<n>]
+  --nbd-server addr.type=unix,addr.path=<path>|addr.type=fd,addr.str=<fd>
+               [,max-connections=<n>][,handshake-max-seconds=<n>]
+                         start the NBD server
+
+  --object iothread,id=<id>
+  --object wasm-plugin,id=<id>,filename=<path>,sha256=<hex>
+           [,memory-max=<size>][,call-time-max-ms=<ms>]
+                         add an object
+
+  --pidfile <path>       write the process id to a file after startup
+
+Options take effect in order: what an option refers to comes before it.
+OUTPORTD_LOG=debug (or RUST_LOG) sets what is logged to standard error.
+";

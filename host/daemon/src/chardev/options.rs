@@ -1,0 +1,180 @@
+//! What `--chardev` says. Pure.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use outport_qmp::Error;
+use outport_qmp::qemu_opts::QemuOpts;
+use outport_qmp::types::sockets::{
+    FdSocketAddress, InetSocketAddress, SocketAddress, SocketAddressBranch, UnixSocketAddress,
+};
+
+/// A character device to make.
+pub(crate) struct Parsed {
+    pub(crate) id: String,
+    pub(crate) backend: Backend,
+    /// Deprecated spellings that were used.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Where its clients come from.
+pub(crate) enum Backend {
+    Stdio,
+    /// They connect to us; `wait`: startup goes on only when the first has.
+    Server { address: SocketAddress, wait: bool },
+    /// We connect to the only one.
+    Client(Endpoint),
+    /// Our parent connected the only one; the descriptor's number.
+    Connected(String),
+}
+
+/// Where to connect to.
+pub(crate) enum Endpoint {
+    Unix { path: PathBuf },
+    Inet { host: String, port: String },
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix { path } => write!(f, "{}", path.display()),
+            Self::Inet { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// Backends that QEMU has and a storage daemon can do without.
+const OTHER_BACKENDS: [&str; 9] =
+    ["file", "memory", "mux", "null", "parallel", "pipe", "pty", "ringbuf", "udp"];
+
+/// Options of sockets that would change what is spoken on them.
+const OTHER_OPTIONS: [&str; 8] = [
+    "logfile", "mux", "reconnect", "reconnect-ms", "telnet", "tls-authz", "tls-creds", "websocket",
+];
+
+/// Reads the value of `--chardev`.
+///
+/// # Errors
+/// In QEMU's words.
+pub(crate) fn parse(text: &str) -> Result<Parsed, Error> {
+    let mut opts = QemuOpts::parse(text, Some("backend"))?;
+    let warnings = std::mem::take(&mut opts.warnings);
+    let id = opts.take_id()?;
+    let backend = opts.take("backend");
+    let Some(id) = id else {
+        return Err(Error::generic("chardev: no id specified"));
+    };
+    let backend = match backend.as_deref() {
+        None => return Err(Error::generic(format!("chardev: \"{id}\" missing backend"))),
+        Some("stdio") => {
+            let _signals_stay_signals = opts.take_bool("signal")?;
+            Backend::Stdio
+        }
+        Some("socket") => socket(&mut opts)?,
+        Some(other) if OTHER_BACKENDS.contains(&other) => {
+            return Err(Error::generic(format!("chardev backend '{other}' is not supported")));
+        }
+        Some(other) => {
+            let message = format!("'{other}' is not a valid char driver name");
+            return Err(Error::generic(message));
+        }
+    };
+    opts.finish()?;
+    Ok(Parsed { id, backend, warnings })
+}
+
+fn socket(opts: &mut QemuOpts) -> Result<Backend, Error> {
+    for name in OTHER_OPTIONS {
+        if opts.take(name).is_some_and(|value| value != "off" && value != "0") {
+            return Err(Error::generic(format!("Parameter '{name}' is not supported")));
+        }
+    }
+    let server = opts.take_bool("server")?.unwrap_or(false);
+    let wait = opts.take_bool("wait")?;
+    if wait.is_some() && !server {
+        return Err(Error::generic("'wait' option is incompatible with socket in client connect mode"));
+    }
+    let _no_delay_needed = (opts.take_bool("nodelay")?, opts.take_bool("delay")?);
+    let (path, host, fd) = (opts.take("path"), opts.take("host"), opts.take("fd"));
+    if [&path, &host, &fd].into_iter().flatten().count() > 1 {
+        let message = "None or one of 'path', 'fd' or 'host' option required.";
+        return Err(Error::generic(message));
+    }
+    let branch = match (path, host, fd) {
+        (Some(path), _, _) => unix(opts, path)?,
+        (_, _, Some(str)) => SocketAddressBranch::Fd(FdSocketAddress { str }),
+        (_, host, _) => inet(opts, host)?,
+    };
+    if server {
+        let wait = wait.unwrap_or(true);
+        return Ok(Backend::Server { address: SocketAddress { branch }, wait });
+    }
+    Ok(match branch {
+        SocketAddressBranch::Unix(unix) => {
+            Backend::Client(Endpoint::Unix { path: unix.path.into() })
+        }
+        SocketAddressBranch::Inet(inet) => {
+            Backend::Client(Endpoint::Inet { host: inet.host, port: inet.port })
+        }
+        SocketAddressBranch::Fd(fd) => Backend::Connected(fd.str),
+        SocketAddressBranch::Vsock(_) => return Err(Error::generic("vsock is not supported")),
+    })
+}
+
+fn unix(opts: &mut QemuOpts, path: String) -> Result<SocketAddressBranch, Error> {
+    let r#abstract = opts.take_bool("abstract")?;
+    let tight = opts.take_bool("tight")?;
+    Ok(SocketAddressBranch::Unix(UnixSocketAddress { path, r#abstract, tight }))
+}
+
+fn inet(opts: &mut QemuOpts, host: Option<String>) -> Result<SocketAddressBranch, Error> {
+    let Some(port) = opts.take("port") else {
+        return Err(Error::generic("chardev: socket: no port given"));
+    };
+    let to = match opts.take_number("to")? {
+        Some(to) => Some(u16::try_from(to).map_err(|_| Error::expects("to", "a port number"))?),
+        None => None,
+    };
+    Ok(SocketAddressBranch::Inet(InetSocketAddress {
+        host: host.unwrap_or_default(),
+        port,
+        numeric: None,
+        to,
+        ipv4: opts.take_bool("ipv4")?,
+        ipv6: opts.take_bool("ipv6")?,
+        keep_alive: None,
+        keep_alive_count: None,
+        keep_alive_idle: None,
+        keep_alive_interval: None,
+        mptcp: None,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        parse(text).err().unwrap().desc
+    }
+
+    #[test]
+    fn mistakes_have_qemus_words() {
+        assert_eq!(error("socket,path=/x"), "chardev: no id specified");
+        assert_eq!(error("nosuch,id=c"), "'nosuch' is not a valid char driver name");
+        assert_eq!(error("socket,id=c,host=localhost"), "chardev: socket: no port given");
+        assert_eq!(error("stdio,id=c,foo=1"), "Invalid parameter 'foo'");
+    }
+
+    #[test]
+    fn a_server_waits_unless_told_not_to() {
+        let wait = |text| match parse(text).unwrap().backend {
+            Backend::Server { wait, .. } => wait,
+            _ => panic!("it is a server"),
+        };
+        assert!(wait("socket,id=c,path=/x,server=on"));
+        assert!(!wait("socket,id=c,path=/x,server=on,wait=off"));
+        let parsed = parse("socket,id=c,path=/x,server,nowait").unwrap();
+        assert_eq!(parsed.warnings.len(), 2);
+    }
+}

@@ -1,0 +1,64 @@
+//! Nodes (`block-core.json`).
+
+use std::rc::Rc;
+
+use outport_qmp::Error;
+use outport_qmp::de::Mode;
+use outport_qmp::types::Empty;
+use outport_qmp::types::block_core::{
+    BlockResize, BlockdevDel, BlockdevOptions, QueryNamedBlockNodes,
+};
+use outport_qmp::types::block_info::BlockDeviceInfo;
+
+use crate::blockdev;
+use crate::daemon::Daemon;
+use crate::graph::{Claim, Permissions, Use, User};
+use crate::nodes;
+
+/// `blockdev-add`.
+pub(super) async fn add(daemon: &Daemon, options: BlockdevOptions) -> Result<Empty, Error> {
+    blockdev::add(daemon, options, Mode::Typed).await?;
+    Ok(Empty {})
+}
+
+/// `blockdev-del`.
+pub(super) async fn delete(daemon: &Daemon, arguments: BlockdevDel) -> Result<Empty, Error> {
+    blockdev::delete(daemon, &arguments.node_name).await?;
+    Ok(Empty {})
+}
+
+/// `block_resize`.
+pub(super) async fn resize(daemon: &Rc<Daemon>, arguments: BlockResize) -> Result<Empty, Error> {
+    let device = arguments.device.unwrap_or_default();
+    let name = arguments.node_name.unwrap_or_default();
+    let node = daemon.graph.borrow().lookup(&device, &name)?;
+    let size = u64::try_from(arguments.size);
+    let size = size.map_err(|_| Error::expects("size", "a >0 size"))?;
+    // Exports do not share this: a client has been told the length.
+    let claim = Claim { required: Permissions::RESIZE, shared: Permissions::ALL };
+    let purpose = Use::Direct(claim);
+    let edge = daemon.graph.borrow_mut().attach(User::Block, node.name(), "root", purpose)?;
+    let iothread = daemon.default_iothread();
+    let resized = match iothread {
+        Ok(iothread) => iothread.run(move || async move { node.resize(size).await }).await,
+        Err(error) => {
+            daemon.graph.borrow_mut().detach(edge);
+            return Err(error);
+        }
+    };
+    daemon.graph.borrow_mut().detach(edge);
+    match resized {
+        Some(Err(error)) => Err(Error::generic(error.to_string())),
+        Some(Ok(())) | None => Ok(Empty {}),
+    }
+}
+
+/// `query-named-block-nodes`, newest first.
+pub(super) fn query_nodes(
+    daemon: &Daemon,
+    arguments: &QueryNamedBlockNodes,
+) -> Vec<BlockDeviceInfo> {
+    let graph = daemon.graph.borrow();
+    let flat = arguments.flat.unwrap_or(false);
+    graph.newest_first().map(|entry| nodes::info(&graph, entry, flat)).collect()
+}

@@ -1,0 +1,211 @@
+//! The NBD server and exports (`block-export.json`).
+
+use std::rc::Rc;
+
+use outport_block::IoThread;
+use outport_export::{Export, ExportOptions};
+use outport_qmp::Error;
+use outport_qmp::error::is_identifier;
+use outport_qmp::types::Empty;
+use outport_qmp::types::block_export::{
+    BlockDirtyBitmapOrStr, BlockExportBranch, BlockExportDel, BlockExportIothreads,
+    BlockExportOptions, BlockExportOptionsNbd, BlockExportRemoveMode, BlockExportType,
+    NbdServerAdd, NbdServerRemove, NbdServerStart,
+};
+
+use crate::daemon::Daemon;
+use crate::exports::Entry;
+use crate::graph::{Claim, Permissions, Use, User};
+
+/// Names and descriptions may have this many bytes (NBD's limit for strings).
+const NBD_STRING_BYTES_MAX: usize = 4096;
+
+/// `nbd-server-start`.
+pub(super) fn start_server(daemon: &Daemon, arguments: NbdServerStart) -> Result<Empty, Error> {
+    daemon.nbd.start(daemon, arguments.into())?;
+    Ok(Empty {})
+}
+
+/// `nbd-server-stop`.
+pub(super) async fn stop_server(daemon: &Daemon) -> Result<Empty, Error> {
+    daemon.nbd.stop(daemon).await?;
+    Ok(Empty {})
+}
+
+/// `nbd-server-add`: looks for the node before the server, and never fails over `writable`.
+pub(super) fn add_nbd(daemon: &Rc<Daemon>, arguments: NbdServerAdd) -> Result<Empty, Error> {
+    let node = daemon.graph.borrow().lookup(&arguments.device, &arguments.device)?;
+    daemon.nbd.running()?;
+    let name = arguments.name.unwrap_or_else(|| arguments.device.clone());
+    let bitmaps = arguments.bitmap.map(|bitmap| vec![BlockDirtyBitmapOrStr::Local(bitmap)]);
+    let nbd = BlockExportOptionsNbd {
+        name: Some(name.clone()),
+        description: arguments.description,
+        bitmaps,
+        ..BlockExportOptionsNbd::default()
+    };
+    add(
+        daemon,
+        BlockExportOptions {
+            id: name,
+            fixed_iothread: None,
+            iothread: None,
+            node_name: node.name().to_owned(),
+            writable: Some(arguments.writable.unwrap_or(false) && !node.is_read_only()),
+            writethrough: None,
+            allow_inactive: None,
+            branch: BlockExportBranch::Nbd(nbd),
+        },
+    )
+}
+
+/// `nbd-server-remove`.
+pub(super) fn remove_nbd(daemon: &Daemon, arguments: &NbdServerRemove) -> Result<Empty, Error> {
+    let id = &arguments.name;
+    let (_, kind) = daemon.exports.find(id)?;
+    if kind != BlockExportType::Nbd {
+        return Err(Error::generic(format!("Block export '{id}' is not an NBD export")));
+    }
+    remove(daemon, id, arguments.mode)
+}
+
+/// `block-export-del`.
+pub(super) fn delete(daemon: &Daemon, arguments: &BlockExportDel) -> Result<Empty, Error> {
+    remove(daemon, &arguments.id, arguments.mode)
+}
+
+fn remove(daemon: &Daemon, id: &str, mode: Option<BlockExportRemoveMode>) -> Result<Empty, Error> {
+    daemon.exports.delete(daemon, id, mode.unwrap_or(BlockExportRemoveMode::Safe))?;
+    Ok(Empty {})
+}
+
+/// `block-export-add`; the checks are in QEMU's order (spec 3.3).
+pub(crate) fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Empty, Error> {
+    let several = matches!(options.iothread, Some(BlockExportIothreads::Multi(_)));
+    if options.fixed_iothread == Some(true) && several {
+        return Err(Error::generic("Cannot use fixed-iothread for a multi-threaded export"));
+    }
+    let kind = options.export_type();
+    let id = options.id;
+    if !is_identifier(&id) {
+        return Err(Error::generic("Invalid block export id"));
+    }
+    if daemon.exports.has(&id) || daemon.quits() {
+        return Err(Error::generic(format!("Block export id '{id}' is already in use")));
+    }
+    let node = daemon.graph.borrow().lookup("", &options.node_name)?;
+    let writable = options.writable.unwrap_or(false);
+    if writable && node.is_read_only() {
+        return Err(Error::generic("Cannot export read-only node as writable"));
+    }
+    let (threads, iothreads) = iothreads(daemon, options.iothread)?;
+    let nbd = match options.branch {
+        BlockExportBranch::Nbd(nbd) => nbd,
+        BlockExportBranch::VhostUserBlk(_) | BlockExportBranch::Fuse(_) => {
+            if options.allow_inactive == Some(true) {
+                let message = "Export type does not support inactive exports";
+                return Err(Error::generic(message));
+            }
+            return Err(Error::generic("No driver found for the requested export type"));
+        }
+    };
+    let purpose = Use::Direct(Claim {
+        required: match writable {
+            true => Permissions::CONSISTENT_READ.or(Permissions::WRITE),
+            false => Permissions::CONSISTENT_READ,
+        },
+        // Clients were told the length.
+        shared: Permissions::ALL.without(Permissions::RESIZE),
+    });
+    let edge = daemon.graph.borrow_mut().attach(User::Block, node.name(), "root", purpose)?;
+    let offered = offer_nbd(daemon, &id, &node, &nbd, writable, options.writethrough, threads);
+    match offered {
+        Ok(export) => {
+            daemon.exports.add(daemon, Entry { export, kind, edge, iothreads });
+            tracing::info!(export = id, node = options.node_name, "export added");
+            Ok(Empty {})
+        }
+        Err(error) => {
+            daemon.graph.borrow_mut().detach(edge);
+            Err(error)
+        }
+    }
+}
+
+/// The threads that serve an export, and the ids of the objects among them.
+fn iothreads(
+    daemon: &Daemon,
+    wanted: Option<BlockExportIothreads>,
+) -> Result<(Vec<IoThread>, Vec<String>), Error> {
+    let ids = match wanted {
+        None => return Ok((vec![daemon.default_iothread()?], Vec::new())),
+        Some(BlockExportIothreads::Single(id)) => vec![id],
+        Some(BlockExportIothreads::Multi(ids)) => ids,
+    };
+    if ids.is_empty() {
+        return Err(Error::generic("The set of I/O threads must not be empty"));
+    }
+    let objects = daemon.objects.borrow();
+    let threads = ids.iter().map(|id| objects.iothread(id)).collect::<Result<_, _>>()?;
+    Ok((threads, ids))
+}
+
+fn offer_nbd(
+    daemon: &Daemon,
+    id: &str,
+    node: &std::sync::Arc<outport_block::Node>,
+    nbd: &BlockExportOptionsNbd,
+    writable: bool,
+    writethrough: Option<bool>,
+    threads: Vec<IoThread>,
+) -> Result<std::sync::Arc<Export>, Error> {
+    daemon.nbd.running()?;
+    let name = nbd.name.clone().unwrap_or_else(|| node.name().to_owned());
+    if name.len() > NBD_STRING_BYTES_MAX {
+        return Err(Error::generic(format!("export name '{name}' too long")));
+    }
+    if let Some(description) = &nbd.description
+        && description.len() > NBD_STRING_BYTES_MAX
+    {
+        return Err(Error::generic(format!("description '{description}' too long")));
+    }
+    check_contexts(daemon, nbd)?;
+    let export = Export::new(
+        node.clone(),
+        ExportOptions {
+            id: id.to_owned(),
+            name,
+            description: nbd.description.clone(),
+            writable,
+            writethrough: writethrough.unwrap_or(false),
+            // One client at a time has nobody to share its flushes with.
+            multi_conn: daemon.nbd.connections_max() != Some(1),
+        },
+        threads,
+    );
+    daemon.nbd.offer(export.clone())?;
+    Ok(export)
+}
+
+/// There are no bitmaps, and no plugins that bring contexts.
+fn check_contexts(daemon: &Daemon, nbd: &BlockExportOptionsNbd) -> Result<(), Error> {
+    match nbd.bitmaps.iter().flatten().next() {
+        Some(BlockDirtyBitmapOrStr::Local(name)) => {
+            return Err(Error::generic(format!("Bitmap '{name}' is not found")));
+        }
+        Some(BlockDirtyBitmapOrStr::External(bitmap)) => {
+            return Err(Error::generic(match daemon.graph.borrow().find(&bitmap.node) {
+                Some(_) => format!("Dirty bitmap '{}' not found", bitmap.name),
+                None => format!("Node '{}' not found", bitmap.node),
+            }));
+        }
+        None => {}
+    }
+    match nbd.metadata_contexts.iter().flatten().next() {
+        Some(context) => {
+            let plugin = &context.plugin;
+            Err(Error::generic(format!("No metadata context plugin with id '{plugin}'")))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,130 @@
+//! The commands, one file for each file of QEMU's schema.
+//!
+//! Run by the dispatcher on the control thread. A command checks and reserves without waiting,
+//! waits for what is slow, and then changes the state without waiting.
+
+mod block_core;
+mod block_create;
+pub(crate) mod block_export;
+mod control;
+mod plugin;
+mod qom;
+
+use std::rc::Rc;
+
+use outport_qmp::types::Empty;
+use outport_qmp::types::block_core::{
+    BlockResize, BlockdevDel, BlockdevOptions, QueryBlock, QueryNamedBlockNodes,
+};
+use outport_qmp::types::block_create::BlockdevCreate;
+use outport_qmp::types::block_export::{
+    BlockExportDel, BlockExportInfo, BlockExportOptions, NbdServerAdd, NbdServerRemove,
+    NbdServerStart,
+};
+use outport_qmp::types::block_info::{BlockDeviceInfo, BlockInfo};
+use outport_qmp::types::control::{CommandInfo, QmpCapabilities, VersionInfo};
+use outport_qmp::types::introspect::SchemaInfo;
+use outport_qmp::types::job::{JobDismiss, JobInfo};
+use outport_qmp::types::plugin::PluginInfo;
+use outport_qmp::types::qom::{ObjectDel, ObjectOptions, ObjectPropertyInfo, QomList};
+use outport_qmp::{Error, Handler};
+
+use crate::daemon::Daemon;
+pub(crate) use control::version;
+
+/// Carries commands out.
+pub(crate) struct Control {
+    pub(crate) daemon: Rc<Daemon>,
+}
+
+impl Control {
+    /// Whether `quit` was carried out: its answer is the last one.
+    pub(crate) fn has_quit(&self) -> bool {
+        self.daemon.quits()
+    }
+}
+
+type Outcome<T> = Result<T, Error>;
+
+impl Handler for Control {
+    async fn qmp_capabilities(&self, _: QmpCapabilities) -> Outcome<Empty> {
+        control::capabilities()
+    }
+    async fn query_version(&self, _: Empty) -> Outcome<VersionInfo> {
+        Ok(version())
+    }
+    async fn query_commands(&self, _: Empty) -> Outcome<Vec<CommandInfo>> {
+        Ok(outport_qmp::commands::command_list())
+    }
+    async fn query_qmp_schema(&self, _: Empty) -> Outcome<Vec<SchemaInfo>> {
+        Ok(outport_qmp::commands::schema())
+    }
+    async fn quit(&self, _: Empty) -> Outcome<Empty> {
+        self.daemon.close_exports().await;
+        Ok(Empty {})
+    }
+
+    async fn blockdev_add(&self, options: BlockdevOptions) -> Outcome<Empty> {
+        block_core::add(&self.daemon, options).await
+    }
+    async fn blockdev_del(&self, arguments: BlockdevDel) -> Outcome<Empty> {
+        block_core::delete(&self.daemon, arguments).await
+    }
+    async fn blockdev_create(&self, arguments: BlockdevCreate) -> Outcome<Empty> {
+        block_create::create(&self.daemon, arguments)
+    }
+    async fn block_resize(&self, arguments: BlockResize) -> Outcome<Empty> {
+        block_core::resize(&self.daemon, arguments).await
+    }
+    async fn query_named_block_nodes(
+        &self,
+        arguments: QueryNamedBlockNodes,
+    ) -> Outcome<Vec<BlockDeviceInfo>> {
+        Ok(block_core::query_nodes(&self.daemon, &arguments))
+    }
+    async fn query_block(&self, _: QueryBlock) -> Outcome<Vec<BlockInfo>> {
+        Ok(Vec::new())
+    }
+
+    async fn nbd_server_start(&self, arguments: NbdServerStart) -> Outcome<Empty> {
+        block_export::start_server(&self.daemon, arguments)
+    }
+    async fn nbd_server_stop(&self, _: Empty) -> Outcome<Empty> {
+        block_export::stop_server(&self.daemon).await
+    }
+    async fn nbd_server_add(&self, arguments: NbdServerAdd) -> Outcome<Empty> {
+        block_export::add_nbd(&self.daemon, arguments)
+    }
+    async fn nbd_server_remove(&self, arguments: NbdServerRemove) -> Outcome<Empty> {
+        block_export::remove_nbd(&self.daemon, &arguments)
+    }
+    async fn block_export_add(&self, options: BlockExportOptions) -> Outcome<Empty> {
+        block_export::add(&self.daemon, options)
+    }
+    async fn block_export_del(&self, arguments: BlockExportDel) -> Outcome<Empty> {
+        block_export::delete(&self.daemon, &arguments)
+    }
+    async fn query_block_exports(&self, _: Empty) -> Outcome<Vec<BlockExportInfo>> {
+        Ok(self.daemon.exports.query())
+    }
+
+    async fn object_add(&self, options: ObjectOptions) -> Outcome<Empty> {
+        crate::objects::add(&self.daemon, options).await.map(|()| Empty {})
+    }
+    async fn object_del(&self, arguments: ObjectDel) -> Outcome<Empty> {
+        crate::objects::delete(&self.daemon, &arguments.id).map(|()| Empty {})
+    }
+    async fn qom_list(&self, arguments: QomList) -> Outcome<Vec<ObjectPropertyInfo>> {
+        qom::list(&self.daemon, &arguments.path)
+    }
+    async fn query_plugins(&self, _: Empty) -> Outcome<Vec<PluginInfo>> {
+        plugin::query(&self.daemon)
+    }
+
+    async fn query_jobs(&self, _: Empty) -> Outcome<Vec<JobInfo>> {
+        Ok(self.daemon.jobs.query())
+    }
+    async fn job_dismiss(&self, arguments: JobDismiss) -> Outcome<Empty> {
+        self.daemon.jobs.dismiss(&self.daemon, &arguments.id).map(|()| Empty {})
+    }
+}

@@ -1,0 +1,30 @@
+//! Plugins (ours).
+
+use outport_plugin::PluginInfo as Info;
+use outport_qmp::Error;
+use outport_qmp::types::plugin::{PluginInfo, PluginKind};
+
+use crate::daemon::Daemon;
+
+/// `query-plugins`.
+pub(super) fn query(daemon: &Daemon) -> Result<Vec<PluginInfo>, Error> {
+    let plugins = daemon.plugins.registry()?.query();
+    Ok(plugins.into_iter().map(info).collect())
+}
+
+fn info(plugin: Info) -> PluginInfo {
+    let milliseconds = plugin.limits.call_time_max.map_or(0, |limit| limit.as_millis());
+    PluginInfo {
+        name: plugin.id,
+        // The registry runs no other kind.
+        kind: PluginKind::Format,
+        version: plugin.version,
+        drivers: vec![plugin.name],
+        bundled: plugin.bundled,
+        sha256: plugin.sha256,
+        memory_max: plugin.limits.memory_max,
+        call_time_max_ms: u64::try_from(milliseconds).unwrap_or(u64::MAX),
+        calls: plugin.calls.iter().map(|call| call.count).sum(),
+        faults: plugin.faults.iter().map(|(_, count)| count).sum(),
+    }
+}

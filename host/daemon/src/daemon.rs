@@ -1,0 +1,97 @@
+//! The daemon's state: everything that commands see and change.
+//!
+//! Owned by the control thread and shared by its tasks. No borrow of a `RefCell` here lives across
+//! an `await`.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use outport_block::IoThread;
+use outport_qmp::{Error, Event};
+use tokio::sync::mpsc;
+
+use crate::chardev::Chardevs;
+use crate::events::Events;
+use crate::exports::Exports;
+use crate::graph::Graph;
+use crate::inherited::Inherited;
+use crate::jobs::Jobs;
+use crate::nbd_server::NbdServer;
+use crate::objects::Objects;
+use crate::plugins::Plugins;
+use crate::policy::PathPolicy;
+
+/// Name of the iothread of everything that names none.
+const DEFAULT_IOTHREAD: &str = "default";
+
+/// The state.
+pub(crate) struct Daemon {
+    pub(crate) graph: RefCell<Graph>,
+    pub(crate) exports: Exports,
+    pub(crate) objects: RefCell<Objects>,
+    pub(crate) jobs: Jobs,
+    pub(crate) nbd: NbdServer,
+    pub(crate) events: Rc<Events>,
+    pub(crate) plugins: Plugins,
+    pub(crate) policy: RefCell<PathPolicy>,
+    pub(crate) chardevs: RefCell<Chardevs>,
+    pub(crate) inherited: RefCell<Inherited>,
+    default_iothread: RefCell<Option<IoThread>>,
+    quits: Cell<bool>,
+}
+
+impl Daemon {
+    /// A daemon that serves nothing, and the events that other threads will send.
+    pub(crate) fn new() -> (Rc<Self>, mpsc::Receiver<Event>) {
+        let (events, waiting) = Events::new();
+        let daemon = Self {
+            graph: RefCell::default(),
+            exports: Exports::default(),
+            objects: RefCell::default(),
+            jobs: Jobs::default(),
+            nbd: NbdServer::default(),
+            plugins: Plugins::new(events.sender()),
+            events,
+            policy: RefCell::default(),
+            chardevs: RefCell::default(),
+            inherited: RefCell::default(),
+            default_iothread: RefCell::default(),
+            quits: Cell::new(false),
+        };
+        (Rc::new(daemon), waiting)
+    }
+
+    /// The iothread of everything that names none; started when it is needed first.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub(crate) fn default_iothread(&self) -> Result<IoThread, Error> {
+        let mut slot = self.default_iothread.borrow_mut();
+        if let Some(iothread) = &*slot {
+            return Ok(iothread.clone());
+        }
+        let started = IoThread::start(DEFAULT_IOTHREAD);
+        let started = started
+            .map_err(|error| Error::generic(format!("Could not start an iothread: {error}")))?;
+        Ok(slot.insert(started).clone())
+    }
+
+    /// Closes all exports, as `quit` does before it is answered. Commands that wait for something
+    /// are not answered any more.
+    pub(crate) async fn close_exports(&self) {
+        self.quits.set(true);
+        self.nbd.close(self).await;
+        self.exports.close_all(self).await;
+    }
+
+    /// Whether the daemon is ending.
+    pub(crate) fn quits(&self) -> bool {
+        self.quits.get()
+    }
+
+    /// Closes everything else; exports are closed already.
+    pub(crate) async fn close(&self) {
+        self.jobs.forget_all(self);
+        crate::blockdev::close_all(self).await;
+    }
+}

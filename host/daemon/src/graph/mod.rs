@@ -1,0 +1,295 @@
+//! The graph: which nodes there are, and who uses them for what.
+//!
+//! Owned by the control thread; requests never come here. An edge exists from before its parent is
+//! opened until after it is closed, so a child in use is always seen to be. Invariants: names are
+//! unique, those of nodes being opened or closed included; no two users of a node conflict.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use outport_block::Node;
+use outport_qmp::Error;
+use outport_qmp::error::is_identifier;
+
+mod permissions;
+
+pub(crate) use permissions::{Claim, Permissions, Use};
+
+/// The longest node name, as in QEMU.
+const NAME_BYTES_MAX: usize = 31;
+
+/// One node and what the control plane knows of it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) node: Arc<Node>,
+    /// Added by a command of its own; otherwise it lives as long as its parents.
+    pub(crate) owned: bool,
+    /// What a format says of its image.
+    pub(crate) facts: serde_json::Map<String, serde_json::Value>,
+    pub(crate) detect_zeroes: outport_qmp::types::block_core::BlockdevDetectZeroesOptions,
+    pub(crate) direct: bool,
+    pub(crate) no_flush: bool,
+}
+
+/// Who uses a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum User {
+    /// Another node, by name.
+    Node(String),
+    /// An export, a command or a job.
+    Block,
+}
+
+impl User {
+    fn words(&self) -> String {
+        match self {
+            Self::Node(name) => format!("node '{name}'"),
+            Self::Block => "an unnamed block device".into(),
+        }
+    }
+}
+
+/// Names an edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EdgeId(u64);
+
+#[derive(Debug)]
+struct Edge {
+    id: EdgeId,
+    user: User,
+    child: String,
+    role: &'static str,
+    purpose: Use,
+}
+
+/// All nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Graph {
+    /// In the order in which they were added.
+    entries: Vec<Entry>,
+    edges: Vec<Edge>,
+    /// Names of nodes that are being opened or closed.
+    reserved: Vec<String>,
+    edges_made: u64,
+    names_made: u64,
+}
+
+impl Graph {
+    // === nodes ===
+
+    pub(crate) fn find(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.node.name() == name)
+    }
+
+    /// The node that a command names.
+    ///
+    /// # Errors
+    /// There is none; `device` is what the command has instead of a node name.
+    pub(crate) fn lookup(&self, device: &str, name: &str) -> Result<Arc<Node>, Error> {
+        let entry = self.find(if name.is_empty() { device } else { name });
+        let node = entry.map(|entry| entry.node.clone());
+        node.ok_or_else(|| Error::no_such_device_or_node(device, name))
+    }
+
+    /// All nodes, newest first.
+    pub(crate) fn newest_first(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().rev()
+    }
+
+    /// Reserves a name that an operator chose.
+    ///
+    /// # Errors
+    /// It is no node name, or taken.
+    pub(crate) fn reserve(&mut self, name: &str) -> Result<(), Error> {
+        if !is_identifier(name) {
+            return Err(Error::generic(format!("Invalid node-name: '{name}'")));
+        }
+        if name.len() > NAME_BYTES_MAX {
+            return Err(Error::generic("Node name too long"));
+        }
+        if self.is_taken(name) {
+            return Err(Error::generic(format!("Duplicate nodes with node-name='{name}'")));
+        }
+        self.reserved.push(name.to_owned());
+        Ok(())
+    }
+
+    /// Reserves a name for a node without one: `#block` and a number that does not repeat soon.
+    pub(crate) fn reserve_implicit(&mut self) -> String {
+        loop {
+            self.names_made += 1;
+            let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let name = format!("#block{}{:02}", self.names_made, clock.subsec_micros() % 100);
+            if !self.is_taken(&name) {
+                self.reserved.push(name.clone());
+                return name;
+            }
+        }
+    }
+
+    fn is_taken(&self, name: &str) -> bool {
+        self.find(name).is_some() || self.reserved.iter().any(|other| other == name)
+    }
+
+    /// Gives a reserved name back.
+    pub(crate) fn release(&mut self, name: &str) {
+        self.reserved.retain(|other| other != name);
+    }
+
+    /// Adds an open node under its reserved name.
+    pub(crate) fn insert(&mut self, entry: Entry) {
+        let name = entry.node.name().to_owned();
+        self.release(&name);
+        self.entries.push(entry);
+    }
+
+    /// Takes a node out, to be closed. Its name and its edges stay until [`Graph::forget`].
+    pub(crate) fn take(&mut self, name: &str) -> Option<Arc<Node>> {
+        let at = self.entries.iter().position(|entry| entry.node.name() == name)?;
+        self.reserved.push(name.to_owned());
+        Some(self.entries.remove(at).node)
+    }
+
+    /// A node was closed, or was never opened: drops its name and its edges; returns the children
+    /// that nobody needs any more.
+    pub(crate) fn forget(&mut self, name: &str) -> Vec<String> {
+        self.release(name);
+        let user = User::Node(name.to_owned());
+        let (gone, kept) = std::mem::take(&mut self.edges)
+            .into_iter()
+            .partition::<Vec<_>, _>(|edge| edge.user == user);
+        self.edges = kept;
+        let orphan = |child: &String| {
+            !self.is_used(child) && self.find(child).is_some_and(|entry| !entry.owned)
+        };
+        gone.into_iter().map(|edge| edge.child).filter(orphan).collect()
+    }
+
+    /// Whether `blockdev-del` may delete a node.
+    ///
+    /// # Errors
+    /// The first reason why not.
+    pub(crate) fn check_deletable(&self, name: &str) -> Result<(), Error> {
+        let entry = self.find(name).ok_or_else(|| Error::no_such_node(name))?;
+        let users = || self.edges.iter().filter(|edge| edge.child == name);
+        if users().any(|edge| edge.user == User::Block) {
+            return Err(Error::node_in_use(name));
+        }
+        if !entry.owned {
+            return Err(Error::generic(format!("Node {name} is not owned by the monitor")));
+        }
+        if users().next().is_some() {
+            return Err(Error::generic(format!("Block device {name} is in use")));
+        }
+        Ok(())
+    }
+
+    /// Nodes that no other node uses: the next ones to close at exit.
+    pub(crate) fn roots(&self) -> Vec<String> {
+        let names = self.entries.iter().map(|entry| entry.node.name());
+        names.filter(|name| !self.is_used(name)).map(str::to_owned).collect()
+    }
+
+    /// Children of a node, with their roles.
+    pub(crate) fn children(&self, name: &str) -> impl Iterator<Item = (&'static str, &str)> {
+        let user = User::Node(name.to_owned());
+        let edges = self.edges.iter().filter(move |edge| edge.user == user);
+        edges.map(|edge| (edge.role, edge.child.as_str()))
+    }
+
+    fn is_used(&self, name: &str) -> bool {
+        self.edges.iter().any(|edge| edge.child == name)
+    }
+
+    // === edges ===
+
+    /// Lets `user` use the node `child`.
+    ///
+    /// # Errors
+    /// It conflicts with other users, or the node is read-only; nothing changed then.
+    pub(crate) fn attach(
+        &mut self,
+        user: User,
+        child: &str,
+        role: &'static str,
+        purpose: Use,
+    ) -> Result<EdgeId, Error> {
+        self.edges_made += 1;
+        let id = EdgeId(self.edges_made);
+        // A format writes only after it has read: its claim grows in two steps, and conflicts are
+        // told in the words of the first step that fails.
+        let first = match purpose {
+            Use::Storage { .. } => Use::Storage { writable: false },
+            other => other,
+        };
+        self.edges.push(Edge { id, user, child: child.to_owned(), role, purpose: first });
+        let checked = self.check_below(child).and_then(|()| {
+            if let Some(edge) = self.edges.last_mut() {
+                edge.purpose = purpose;
+            }
+            self.check_below(child)
+        });
+        if let Err(error) = checked {
+            self.detach(id);
+            return Err(error);
+        }
+        Ok(id)
+    }
+
+    /// Ends a use.
+    pub(crate) fn detach(&mut self, id: EdgeId) {
+        self.edges.retain(|edge| edge.id != id);
+    }
+
+    /// What all users of a node together require and share.
+    fn claim(&self, name: &str) -> Claim {
+        let users = self.edges.iter().filter(|edge| edge.child == name);
+        users.fold(Claim::NONE, |sum, edge| sum.with(self.edge_claim(edge)))
+    }
+
+    /// The graph has no cycles: a parent is opened after its children.
+    fn edge_claim(&self, edge: &Edge) -> Claim {
+        let above = match &edge.user {
+            User::Node(parent) => self.claim(parent),
+            User::Block => Claim::NONE,
+        };
+        edge.purpose.claim(above)
+    }
+
+    /// Checks a node and all below it.
+    fn check_below(&self, name: &str) -> Result<(), Error> {
+        let claim = self.claim(name);
+        let writes = !claim.required.and(Permissions::WRITE).is_empty();
+        if writes && self.find(name).is_some_and(|entry| entry.node.is_read_only()) {
+            return Err(Error::generic("Block node is read-only"));
+        }
+        self.check_conflicts(name)?;
+        self.children(name).try_for_each(|(_, child)| self.check_below(child))
+    }
+
+    fn check_conflicts(&self, name: &str) -> Result<(), Error> {
+        let users: Vec<_> = self.edges.iter().rev().filter(|edge| edge.child == name).collect();
+        for one in &users {
+            for other in users.iter().filter(|other| other.id != one.id) {
+                let required = self.edge_claim(one).required;
+                let conflict = required.without(self.edge_claim(other).shared);
+                if !conflict.is_empty() {
+                    return Err(Error::generic(format!(
+                        "Permission conflict on node '{name}': permissions '{}' are both required \
+                         by {} (uses node '{name}' as '{}' child) and unshared by {} (uses node \
+                         '{name}' as '{}' child).",
+                        conflict.names(),
+                        one.user.words(),
+                        one.role,
+                        other.user.words(),
+                        other.role,
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

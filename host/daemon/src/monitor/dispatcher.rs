@@ -1,0 +1,71 @@
+//! The dispatcher: all commands of all monitors go through this one task.
+//!
+//! A command starts in its turn and runs until it has to wait for something slow; then others may
+//! start. A monitor's commands never overlap each other, so each client sees strict order, and a
+//! slow node holds up only who asked about it. Invariant: between two waits a command has the
+//! whole state for itself.
+
+use std::rc::Rc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use outport_qmp::Command;
+use outport_qmp::envelope::{self, Request};
+use tokio::sync::{mpsc, oneshot};
+
+use super::Output;
+use crate::commands::Control;
+
+/// A command to run.
+pub(crate) struct Job {
+    pub(crate) request: Request,
+    /// Where its answer goes.
+    pub(crate) output: Rc<Output>,
+    /// Told when the answer was queued; dropped if there will be none.
+    pub(crate) done: oneshot::Sender<()>,
+}
+
+/// The task.
+pub(crate) struct Dispatcher {
+    control: Rc<Control>,
+    jobs: mpsc::UnboundedReceiver<Job>,
+}
+
+impl Dispatcher {
+    /// The dispatcher, and where monitors queue their commands.
+    pub(crate) fn new(control: Rc<Control>) -> (Self, mpsc::UnboundedSender<Job>) {
+        // Unbounded, but it never holds more than one command of each monitor.
+        let (sender, jobs) = mpsc::unbounded_channel();
+        (Self { control, jobs }, sender)
+    }
+
+    /// Runs commands until one of them was `quit`, whose answer is queued then.
+    pub(crate) async fn run(mut self) {
+        let mut running = FuturesUnordered::new();
+        while !self.control.has_quit() {
+            tokio::select! {
+                biased;
+                Some(()) = running.next(), if !running.is_empty() => {}
+                job = self.jobs.recv() => match job {
+                    Some(job) => running.push(execute(&self.control, job)),
+                    // No monitor is left: signals still end the daemon.
+                    None if running.is_empty() => return std::future::pending().await,
+                    None => {}
+                },
+            }
+        }
+    }
+}
+
+async fn execute(control: &Control, job: Job) {
+    let Request { id, name, arguments, .. } = job.request;
+    let outcome = match Command::from_request(&name, &arguments) {
+        Ok(command) => command.run(control).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = &outcome {
+        tracing::debug!(command = name, %error, "command failed");
+    }
+    job.output.push(&envelope::reply(id, outcome));
+    let _monitor_left = job.done.send(());
+}

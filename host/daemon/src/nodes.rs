@@ -1,0 +1,118 @@
+//! What `query-named-block-nodes` says of a node.
+//!
+//! Told from what the control plane holds: nobody waits for a node here, however slow it is. What
+//! a format says of its image is what it said when the image was opened.
+
+use outport_qmp::de::{self, Mode};
+use outport_qmp::types::block_info::{
+    BlockDeviceInfo, BlockdevCacheInfo, BlockdevChild, ImageInfo, ImageInfoSpecific,
+};
+use outport_block::Node;
+use rustix::fs::fstat;
+use serde_json::Value;
+
+use crate::graph::{Entry, Graph};
+
+/// The unit of `st_blocks`.
+const BLOCK_BYTES: i64 = 512;
+
+/// One element of the listing. `flat`: without the images behind it.
+pub(crate) fn info(graph: &Graph, entry: &Entry, flat: bool) -> BlockDeviceInfo {
+    let node = &entry.node;
+    let children = graph.children(node.name());
+    let child = |(role, name): (&str, &str)| BlockdevChild {
+        child: role.to_owned(),
+        node_name: name.to_owned(),
+    };
+    BlockDeviceInfo {
+        file: filename(node),
+        node_name: node.name().to_owned(),
+        ro: node.is_read_only(),
+        drv: node.driver().to_owned(),
+        backing_file: backing(graph, entry).map(|backing| filename(&backing.node)),
+        backing_file_depth: depth(graph, entry),
+        children: children.map(child).collect(),
+        active: true,
+        encrypted: false,
+        detect_zeroes: entry.detect_zeroes,
+        bps: 0,
+        bps_rd: 0,
+        bps_wr: 0,
+        iops: 0,
+        iops_rd: 0,
+        iops_wr: 0,
+        image: image(graph, entry, flat),
+        cache: BlockdevCacheInfo {
+            writeback: true,
+            direct: entry.direct,
+            no_flush: entry.no_flush,
+        },
+        write_threshold: 0,
+        dirty_bitmaps: None,
+    }
+}
+
+fn image(graph: &Graph, entry: &Entry, flat: bool) -> ImageInfo {
+    let node = &entry.node;
+    let text = |name: &str| entry.facts.get(name).and_then(Value::as_str).map(str::to_owned);
+    let backing = backing(graph, entry);
+    let specific = entry.facts.get("format-specific");
+    let specific = specific
+        .and_then(|specific| de::from_value::<ImageInfoSpecific>(specific, Mode::Typed).ok());
+    ImageInfo {
+        filename: filename(node),
+        format: node.driver().to_owned(),
+        dirty_flag: entry.facts.get("dirty-flag").and_then(Value::as_bool),
+        actual_size: actual_size(node),
+        virtual_size: signed(node.size()),
+        cluster_size: entry.facts.get("cluster-size").and_then(Value::as_i64),
+        encrypted: None,
+        compressed: None,
+        full_backing_filename: text("backing-filename")
+            .and(backing.map(|backing| filename(&backing.node))),
+        backing_filename: text("backing-filename"),
+        backing_filename_format: text("backing-filename-format"),
+        format_specific: specific,
+        limits: None,
+        backing_image: match backing {
+            Some(backing) if !flat => Some(Box::new(image(graph, backing, flat))),
+            _ => None,
+        },
+    }
+}
+
+fn backing<'g>(graph: &'g Graph, entry: &Entry) -> Option<&'g Entry> {
+    let mut children = graph.children(entry.node.name());
+    let (_, name) = children.find(|(role, _)| *role == "backing")?;
+    graph.find(name)
+}
+
+fn depth(graph: &Graph, entry: &Entry) -> i64 {
+    let next = |entry: &&Entry| backing(graph, entry);
+    let chain = std::iter::successors(backing(graph, entry), next);
+    chain.map(|_| 1).sum()
+}
+
+/// The file at the bottom of a node, or what QEMU calls a node without one.
+fn filename(node: &Node) -> String {
+    if let Some(file) = node.host_file() {
+        return file.path().display().to_string();
+    }
+    match node.children().into_iter().next() {
+        Some((_, child)) => filename(&child),
+        None => format!("{}://", node.driver()),
+    }
+}
+
+/// Bytes that the file takes on the host; `None` for what has no file.
+fn actual_size(node: &Node) -> Option<i64> {
+    if let Some(file) = node.host_file() {
+        return fstat(file.as_fd()).ok().map(|stat| stat.st_blocks.saturating_mul(BLOCK_BYTES));
+    }
+    let (_, child) = node.children().into_iter().next()?;
+    actual_size(&child)
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}

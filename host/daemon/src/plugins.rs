@@ -1,0 +1,73 @@
+//! The plugin host as the daemon uses it: started when the first plugin is needed.
+//!
+//! A daemon that serves raw files never pays for an engine.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+use outport_plugin::{Bundled, CompileCache, PluginRegistry, RegistryConfig};
+use outport_qmp::Error;
+
+use crate::events::EventSender;
+
+/// Drivers that are the host's own; no plugin may take their names.
+pub(crate) const NATIVE_DRIVERS: [&str; 5] = ["file", "host_device", "null-aio", "null-co", "raw"];
+
+/// The registry, or nothing yet.
+pub(crate) struct Plugins {
+    registry: OnceCell<Arc<PluginRegistry>>,
+    events: EventSender,
+}
+
+impl Plugins {
+    pub(crate) fn new(events: EventSender) -> Self {
+        Self { registry: OnceCell::new(), events }
+    }
+
+    /// The registry, started now if it was not.
+    ///
+    /// # Errors
+    /// The engine does not start on this machine.
+    pub(crate) fn registry(&self) -> Result<&Arc<PluginRegistry>, Error> {
+        if let Some(registry) = self.registry.get() {
+            return Ok(registry);
+        }
+        let events = self.events.clone();
+        let config = RegistryConfig {
+            bundled: bundled(),
+            reserved: NATIVE_DRIVERS.map(str::to_owned).to_vec(),
+            cache: cache(),
+            on_fault: Some(Arc::new(move |event| events.fault(event))),
+        };
+        let registry = PluginRegistry::new(config);
+        let registry = registry.map_err(|error| Error::generic(error.to_string()))?;
+        Ok(self.registry.get_or_init(|| Arc::new(registry)))
+    }
+
+    /// Whether a driver name is known. Starts the registry only for a name that is not native.
+    pub(crate) fn has_format(&self, name: &str) -> Result<bool, Error> {
+        Ok(self.registry()?.format_names().iter().any(|known| known == name))
+    }
+}
+
+fn bundled() -> Vec<Bundled> {
+    let plugins = outport_plugins::bundled().iter();
+    let convert = |plugin: &outport_plugins::Bundled| Bundled {
+        name: plugin.name,
+        wasm: plugin.wasm,
+        compiled: plugin.compiled,
+    };
+    plugins.map(convert).collect()
+}
+
+/// Without a cache an operator's plugins are compiled at each start: slower, not wrong.
+fn cache() -> Option<CompileCache> {
+    let folder = CompileCache::default_dir()?;
+    match CompileCache::open(&folder) {
+        Ok(cache) => Some(cache),
+        Err(error) => {
+            tracing::info!(folder = %folder.display(), %error, "no cache for compiled plugins");
+            None
+        }
+    }
+}

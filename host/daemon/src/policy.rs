@@ -1,0 +1,90 @@
+//! Which files an image may name: the directories of `--allow-paths`.
+//!
+//! A name found in an image is a request. Without a grant nothing is opened, looked up or told
+//! apart by it. Invariant: what is opened by such a name lies, after all links are followed, in a
+//! directory that the operator listed; that is checked again on the open descriptor, so that a
+//! link changed meanwhile gains nothing.
+
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+/// The directories, with all links followed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PathPolicy {
+    allowed: Vec<PathBuf>,
+}
+
+impl PathPolicy {
+    /// Lists one more directory.
+    ///
+    /// # Errors
+    /// It does not exist, or is no directory.
+    pub(crate) fn allow(&mut self, directory: &str) -> Result<(), String> {
+        let found = Path::new(directory).canonicalize();
+        let found = found.map_err(|error| {
+            let reason = outport_block::strerror(error.raw_os_error().unwrap_or_default());
+            format!("Could not open '{directory}': {reason}")
+        })?;
+        if !found.is_dir() {
+            return Err(format!("'{directory}' is not a directory"));
+        }
+        self.allowed.push(found);
+        Ok(())
+    }
+
+    /// The file that an image means by `name`, if that is granted. `image`: the image's own path,
+    /// to which relative names refer.
+    pub(crate) fn grant(&self, image: Option<&Path>, name: &str) -> Option<PathBuf> {
+        if self.allowed.is_empty() || has_protocol(name) {
+            return None;
+        }
+        let path = match image.and_then(Path::parent) {
+            Some(folder) => folder.join(name),
+            None => PathBuf::from(name),
+        };
+        let found = path.is_absolute().then(|| path.canonicalize().ok())??;
+        self.covers(&found).then_some(found)
+    }
+
+    fn covers(&self, path: &Path) -> bool {
+        self.allowed.iter().any(|directory| path.starts_with(directory))
+    }
+
+    /// Whether an open file is where it was said to be.
+    pub(crate) fn covers_open(&self, fd: BorrowedFd<'_>) -> bool {
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        std::fs::read_link(link).is_ok_and(|path| self.covers(&path))
+    }
+}
+
+/// `nbd://host`, `json:{...}`: not the name of a file.
+fn has_protocol(name: &str) -> bool {
+    name.split('/').next().is_some_and(|first| first.contains(':'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_lies_inside_is_granted() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("in");
+        std::fs::create_dir(&inside).unwrap();
+        std::fs::write(inside.join("base"), "").unwrap();
+        std::fs::write(folder.path().join("secret"), "").unwrap();
+        std::os::unix::fs::symlink("../secret", inside.join("link")).unwrap();
+        let image = inside.join("image");
+
+        let mut policy = PathPolicy::default();
+        assert_eq!(policy.grant(Some(&image), "base"), None);
+        policy.allow(inside.to_str().unwrap()).unwrap();
+        let base = inside.canonicalize().unwrap().join("base");
+        assert_eq!(policy.grant(Some(&image), "base"), Some(base));
+        for name in ["../secret", "link", "/etc/passwd", "nosuch", "json:{}", "file:base"] {
+            assert_eq!(policy.grant(Some(&image), name), None, "{name}");
+        }
+        assert!(policy.allow("/nonexistent").is_err());
+    }
+}

@@ -1,0 +1,146 @@
+//! Monitors: negotiation, order, several at once, clients that do not read, and the end.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde_json::json;
+use support::*;
+
+#[test]
+fn nothing_runs_before_negotiation() {
+    let daemon = Daemon::start(&[]);
+    let mut qmp = Qmp::connect(&daemon.path("qmp"));
+    assert_eq!(
+        qmp.err("query-version", json!({})),
+        "Expecting capabilities negotiation with 'qmp_capabilities'"
+    );
+    qmp.ok("qmp_capabilities", json!({"enable": ["oob"]}));
+    let version = qmp.ok("query-version", json!({}));
+    assert_eq!(version["qemu"]["major"], 11);
+    assert!(version["package"].as_str().unwrap().starts_with("outport "));
+    assert_eq!(
+        qmp.err("qmp_capabilities", json!({})),
+        "Capabilities negotiation is already complete, command ignored"
+    );
+}
+
+#[test]
+fn many_commands_in_one_write_are_answered_in_order() {
+    let daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    let mut all = String::new();
+    for id in 0..500 {
+        all += &json!({"execute": "query-block-exports", "id": id}).to_string();
+    }
+    qmp.send(all.as_bytes());
+    qmp.half_close();
+    for id in 0..500 {
+        assert_eq!(qmp.answer().unwrap()["id"], id);
+    }
+    assert_eq!(qmp.answer(), None, "closed after what was asked was answered");
+}
+
+#[test]
+fn a_second_client_waits_for_the_first_and_negotiates_anew() {
+    let daemon = Daemon::start(&[]);
+    let first = daemon.qmp();
+    let second = UnixStream::connect(daemon.path("qmp")).unwrap();
+    second.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut byte = [0];
+    let waits = std::io::Read::read(&mut &second, &mut byte).unwrap_err();
+    assert_eq!(waits.kind(), std::io::ErrorKind::WouldBlock);
+    drop(first);
+    second.set_read_timeout(Some(DEADLINE)).unwrap();
+    assert_eq!(std::io::Read::read(&mut &second, &mut byte).unwrap(), 1);
+    assert_eq!(byte, *b"{");
+}
+
+#[test]
+fn events_reach_every_negotiated_monitor() {
+    let daemon = Daemon::start(&[
+        "--chardev",
+        "socket,id=n,path={}/qmp2,server=on,wait=off",
+        "--monitor",
+        "n",
+        "--blockdev",
+        "null-co,node-name=n",
+        "--nbd-server",
+        "addr.type=unix,addr.path={}/nbd",
+        "--export",
+        "nbd,id=e,node-name=n",
+    ]);
+    let mut one = daemon.qmp();
+    let mut other = Qmp::negotiated(&daemon.path("qmp2"));
+    one.ok("block-export-del", json!({"id": "e"}));
+    assert_eq!(one.events.len(), 1, "the event stands before the answer");
+    assert_eq!(one.event("BLOCK_EXPORT_DELETED"), json!({"id": "e"}));
+    assert_eq!(other.event("BLOCK_EXPORT_DELETED"), json!({"id": "e"}));
+}
+
+#[test]
+fn quit_deletes_exports_first_and_answers_nothing_after_itself() {
+    let mut daemon = Daemon::start(&[
+        "--blockdev",
+        "null-co,node-name=n",
+        "--nbd-server",
+        "addr.type=unix,addr.path={}/nbd",
+        "--export",
+        "nbd,id=e,node-name=n",
+    ]);
+    let mut qmp = daemon.qmp();
+    qmp.send(br#"{"execute": "quit", "id": 1} {"execute": "query-version", "id": 2}"#);
+    let answer = qmp.answer().unwrap();
+    assert_eq!(answer, json!({"return": {}, "id": 1}));
+    assert_eq!(qmp.event("BLOCK_EXPORT_DELETED"), json!({"id": "e"}));
+    assert_eq!(qmp.answer(), None);
+    assert!(daemon.wait().success());
+    assert!(!daemon.path("nbd").exists() && !daemon.path("qmp").exists());
+}
+
+#[test]
+fn a_client_that_never_reads_is_dropped_and_holds_up_nobody() {
+    let daemon = Daemon::start(&[
+        "--chardev",
+        "socket,id=n,path={}/qmp2,server=on,wait=off",
+        "--monitor",
+        "n",
+    ]);
+    let mut other = Qmp::negotiated(&daemon.path("qmp2"));
+    let flood = UnixStream::connect(daemon.path("qmp")).unwrap();
+    flood.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    (&flood).write_all(b"{\"execute\": \"qmp_capabilities\"}").unwrap();
+    // Each answer has some hundred KiB; nobody reads them.
+    while (&flood).write_all(b"{\"execute\": \"query-qmp-schema\"}\n").is_ok() {}
+    other.ok("query-version", json!({}));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kib: u64 = rss.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kib < 64 << 10, "{kib} KiB resident");
+    eventually("it is dropped", || daemon.log().contains("monitor client dropped"));
+    // Its place is free again.
+    daemon.qmp().ok("query-version", json!({}));
+}
+
+#[test]
+fn garbage_is_survived() {
+    let daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    qmp.send(b"\xff]}{\"execute\": 5}\n[1, 2\xff");
+    qmp.send(b"{\"execute\": \"query-version\", \"id\": \"last\"}");
+    let mut errors = 0;
+    loop {
+        let answer = qmp.answer().unwrap();
+        if answer["id"] == "last" {
+            assert!(answer.get("return").is_some(), "{answer}");
+            break;
+        }
+        assert_eq!(answer["error"]["class"], "GenericError");
+        errors += 1;
+    }
+    assert!(errors >= 3, "{errors}");
+}

@@ -1,0 +1,288 @@
+//! A daemon under test and a small QMP client.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Nothing here takes longer unless it hangs.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+pub const OUTPORTD: &str = env!("CARGO_BIN_EXE_outportd");
+pub const QSD: &str = "qemu-storage-daemon";
+
+/// Whether a tool is there; says so if it is not. In CI that is a failure.
+pub fn has(tool: &str) -> bool {
+    let found = Command::new("sh")
+        .args(["-c", &format!("command -v {tool}")])
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !found {
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{tool} is missing in CI");
+        eprintln!("SKIPPED: {tool} is not installed");
+    }
+    found
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A client of one monitor.
+pub struct Qmp {
+    reader: BufReader<UnixStream>,
+    writer: UnixStream,
+    /// Events that came before answers.
+    pub events: VecDeque<Value>,
+}
+
+impl Qmp {
+    /// Connects and reads the greeting.
+    #[track_caller]
+    pub fn connect(path: &Path) -> Self {
+        let start = Instant::now();
+        let stream = loop {
+            match UnixStream::connect(path) {
+                Ok(stream) => break stream,
+                Err(error) => assert!(start.elapsed() < DEADLINE, "{}: {error}", path.display()),
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let writer = stream.try_clone().unwrap();
+        let mut qmp = Self { reader: BufReader::new(stream), writer, events: VecDeque::new() };
+        let greeting = qmp.read().unwrap();
+        assert!(greeting["QMP"]["version"]["qemu"]["major"].is_number(), "{greeting}");
+        qmp
+    }
+
+    /// Connects and negotiates.
+    #[track_caller]
+    pub fn negotiated(path: &Path) -> Self {
+        let mut qmp = Self::connect(path);
+        qmp.ok("qmp_capabilities", json!({}));
+        qmp
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.writer.write_all(bytes).unwrap();
+    }
+
+    pub fn half_close(&self) {
+        self.writer.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
+    /// The next message; `None` at the end.
+    pub fn read(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).unwrap();
+        (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
+    }
+
+    /// The next answer; events are kept.
+    pub fn answer(&mut self) -> Option<Value> {
+        loop {
+            let message = self.read()?;
+            if message.get("event").is_none() {
+                return Some(message);
+            }
+            self.events.push_back(message);
+        }
+    }
+
+    #[track_caller]
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Value {
+        let line = json!({"execute": command, "arguments": arguments});
+        self.send(format!("{line}\n").as_bytes());
+        self.answer().expect("an answer")
+    }
+
+    #[track_caller]
+    pub fn ok(&mut self, command: &str, arguments: Value) -> Value {
+        let answer = self.execute(command, arguments);
+        answer.get("return").cloned().unwrap_or_else(|| panic!("{command}: {answer}"))
+    }
+
+    /// The sentence of the error that is expected.
+    #[track_caller]
+    pub fn err(&mut self, command: &str, arguments: Value) -> String {
+        let answer = self.execute(command, arguments);
+        let desc = answer["error"]["desc"].as_str();
+        desc.unwrap_or_else(|| panic!("{command}: {answer}")).to_owned()
+    }
+
+    /// The next event, which has this name; returns its data.
+    #[track_caller]
+    pub fn event(&mut self, name: &str) -> Value {
+        let event = match self.events.pop_front() {
+            Some(event) => event,
+            None => self.read().expect("an event"),
+        };
+        assert_eq!(event["event"], name, "{event}");
+        event["data"].clone()
+    }
+}
+
+/// A running daemon; killed with the test.
+pub struct Daemon {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Daemon {
+    /// Starts outportd with a monitor and these further options. `{}` in them is the folder.
+    #[track_caller]
+    pub fn start(options: &[&str]) -> Self {
+        Self::start_with(options, tempfile::tempdir().unwrap())
+    }
+
+    #[track_caller]
+    pub fn start_with(options: &[&str], folder: TempDir) -> Self {
+        let path = folder.path().to_str().unwrap().to_owned();
+        let chardev = format!("socket,id=m,path={path}/qmp,server=on,wait=off");
+        let stderr = std::fs::File::create(folder.path().join("stderr")).unwrap();
+        let child = Command::new(OUTPORTD)
+            .args(["--chardev", &chardev, "--monitor", "m"])
+            .args(options.iter().map(|option| option.replace("{}", &path)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        Self { child, folder }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    #[track_caller]
+    pub fn qmp(&self) -> Qmp {
+        Qmp::negotiated(&self.path("qmp"))
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("stderr")).unwrap()
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits for the end.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("the daemon ends", || self.has_ended());
+        self.child.wait().unwrap()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ended_already = self.child.kill();
+        let _status = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the daemon said:\n{}", self.log());
+        }
+    }
+}
+
+/// A file of `len` bytes.
+pub fn file(path: &Path, len: u64) {
+    std::fs::File::create(path).unwrap().set_len(len).unwrap();
+}
+
+/// Runs `qemu-img`.
+#[track_caller]
+pub fn qemu_img(arguments: &[&str]) {
+    let output = Command::new("qemu-img").args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+}
+
+/// An NBD client that has named its export and stays.
+pub struct Nbd {
+    stream: UnixStream,
+}
+
+impl Nbd {
+    /// Enters `export`; `None` if the server refuses.
+    #[track_caller]
+    pub fn enter(path: &Path, export: &str) -> Option<Self> {
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting).unwrap();
+        assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
+        // Fixed newstyle, no zeroes; then NBD_OPT_GO (7) without information requests.
+        let mut hello = 3_u32.to_be_bytes().to_vec();
+        hello.extend(b"IHAVEOPT");
+        hello.extend(7_u32.to_be_bytes());
+        hello.extend((export.len() as u32 + 6).to_be_bytes());
+        hello.extend((export.len() as u32).to_be_bytes());
+        hello.extend(export.as_bytes());
+        hello.extend(0_u16.to_be_bytes());
+        stream.write_all(&hello).unwrap();
+        loop {
+            let mut header = [0; 20];
+            stream.read_exact(&mut header).unwrap();
+            let word = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().unwrap());
+            let mut data = vec![0; word(16) as usize];
+            stream.read_exact(&mut data).unwrap();
+            match word(12) {
+                1 => return Some(Self { stream }),
+                3 => {}
+                _ => return None,
+            }
+        }
+    }
+
+    /// Reads; `None` if the server hung up or said no.
+    pub fn read(&mut self, offset: u64, len: u32) -> Option<Vec<u8>> {
+        let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
+        request.extend([0, 0, 0, 0]);
+        request.extend(1_u64.to_be_bytes());
+        request.extend(offset.to_be_bytes());
+        request.extend(len.to_be_bytes());
+        self.stream.write_all(&request).ok()?;
+        let mut header = [0; 16];
+        self.stream.read_exact(&mut header).ok()?;
+        let error = u32::from_be_bytes(header[4..8].try_into().unwrap());
+        if error != 0 {
+            return None;
+        }
+        let mut data = vec![0; len as usize];
+        self.stream.read_exact(&mut data).ok()?;
+        Some(data)
+    }
+
+    /// Whether the server has hung up.
+    pub fn is_cut(&mut self) -> bool {
+        matches!(self.stream.read(&mut [0]), Ok(0) | Err(_))
+    }
+}
