@@ -140,7 +140,11 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
 
 impl Args {
     fn push(&mut self, action: Action, value: String, typed: String) {
-        self.settings.push(Setting { action, value, typed });
+        self.settings.push(Setting {
+            action,
+            value,
+            typed,
+        });
     }
 }
 
@@ -156,14 +160,22 @@ fn long_option(text: &str) -> Found {
     if let Some(exact) = LONG.iter().find(|(name, _)| *name == given) {
         return found(exact);
     }
-    let matches: Vec<_> = LONG.iter().filter(|(name, _)| name.starts_with(given)).collect();
+    let matches: Vec<_> = LONG
+        .iter()
+        .filter(|(name, _)| name.starts_with(given))
+        .collect();
     match matches.as_slice() {
         [] => Err(format!("unrecognized option '--{given}'")),
         [one] => found(one),
         many => {
-            let possible: Vec<_> = many.iter().map(|(name, _)| format!(" '--{name}'")).collect();
+            let possible: Vec<_> = many
+                .iter()
+                .map(|(name, _)| format!(" '--{name}'"))
+                .collect();
             let possible = possible.concat();
-            Err(format!("option '--{given}' is ambiguous; possibilities:{possible}"))
+            Err(format!(
+                "option '--{given}' is ambiguous; possibilities:{possible}"
+            ))
         }
     }
 }
@@ -227,15 +239,24 @@ mod tests {
     #[test]
     fn mistakes_have_getopts_words() {
         assert_eq!(failure(&["--nosuch"]), "unrecognized option '--nosuch'");
-        assert_eq!(failure(&["--bl"]), "option '--blockdev' requires an argument");
+        assert_eq!(
+            failure(&["--bl"]),
+            "option '--blockdev' requires an argument"
+        );
         assert_eq!(failure(&["-x"]), "invalid option -- 'x'");
-        assert_eq!(failure(&["--help=5"]), "option '--help' doesn't allow an argument");
+        assert_eq!(
+            failure(&["--help=5"]),
+            "option '--help' doesn't allow an argument"
+        );
     }
 
     #[test]
     fn help_and_version_win_over_what_follows() {
         assert!(matches!(of(&["-V", "--nosuch"]), Parsed::Print(_)));
-        assert!(matches!(of(&["--blockdev", "x", "-h", "--nosuch"]), Parsed::Print(_)));
+        assert!(matches!(
+            of(&["--blockdev", "x", "-h", "--nosuch"]),
+            Parsed::Print(_)
+        ));
         assert!(matches!(of(&["--nosuch", "-V"]), Parsed::Fail(_)));
     }
 }

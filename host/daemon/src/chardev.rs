@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 mod options;
 
-pub(crate) use options::{Backend, Endpoint, Parsed, parse};
+pub(crate) use options::{Backend, Endpoint, parse};
 
 /// Bytes from a client.
 pub(crate) type ClientReader = Box<dyn AsyncRead + Unpin>;
@@ -28,7 +28,10 @@ pub(crate) struct Client {
 impl Client {
     fn of_stream(stream: impl AsyncRead + AsyncWrite + Unpin + 'static) -> Self {
         let (reader, writer) = tokio::io::split(stream);
-        Self { reader: Box::new(reader), writer: Box::new(writer) }
+        Self {
+            reader: Box::new(reader),
+            writer: Box::new(writer),
+        }
     }
 
     /// A stream socket of any family that was connected elsewhere.
@@ -43,14 +46,20 @@ impl Client {
 
     /// The terminal, or whatever standard input and output are.
     pub(crate) fn stdio() -> Self {
-        Self { reader: Box::new(tokio::io::stdin()), writer: Box::new(tokio::io::stdout()) }
+        Self {
+            reader: Box::new(tokio::io::stdin()),
+            writer: Box::new(tokio::io::stdout()),
+        }
     }
 }
 
 /// Brings clients, one after another.
 pub(crate) enum Source {
     /// As many as connect; the first may have connected already.
-    Listener { listener: Listener, first: Option<Client> },
+    Listener {
+        listener: Listener,
+        first: Option<Client>,
+    },
     /// One, and no more.
     Once(Option<Client>),
 }
@@ -122,7 +131,9 @@ impl Chardevs {
     pub(crate) fn take(&mut self, id: &str) -> Result<Source, String> {
         let device = self.devices.iter_mut().find(|(name, _)| name == id);
         let (_, source) = device.ok_or_else(|| format!("chardev \"{id}\" not found"))?;
-        source.take().ok_or_else(|| format!("chardev '{id}' is already in use"))
+        source
+            .take()
+            .ok_or_else(|| format!("chardev '{id}' is already in use"))
     }
 
     /// Ids, for `qom-list`.

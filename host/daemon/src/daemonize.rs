@@ -53,7 +53,11 @@ pub(crate) fn split() -> std::io::Result<Side> {
         None => false,
     };
     // Not waited for: it becomes init's child when we exit.
-    Ok(Side::Parent(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
+    Ok(Side::Parent(if ready {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }))
 }
 
 /// The child's startup succeeded: tells the parent and lets go of the terminal.
@@ -62,7 +66,10 @@ pub(crate) fn split() -> std::io::Result<Side> {
 /// The system's.
 pub(crate) fn ready() -> std::io::Result<()> {
     std::env::set_current_dir("/")?;
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
     rustix::io::write(rustix::stdio::stdout(), b"\n")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;

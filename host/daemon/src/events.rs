@@ -46,15 +46,26 @@ impl Events {
     /// The hub, and the queue that [`Events::forward`] empties.
     pub(crate) fn new() -> (Rc<Self>, mpsc::Receiver<Event>) {
         let (queue, waiting) = mpsc::channel(QUEUED_MAX);
-        let sender = EventSender { queue, lost: Arc::default() };
-        (Rc::new(Self { outputs: RefCell::default(), sender }), waiting)
+        let sender = EventSender {
+            queue,
+            lost: Arc::default(),
+        };
+        (
+            Rc::new(Self {
+                outputs: RefCell::default(),
+                sender,
+            }),
+            waiting,
+        )
     }
 
     /// Tells every negotiated monitor now.
     pub(crate) fn emit(&self, event: &Event) {
         let message = envelope::event(event, now_micros());
         tracing::debug!(event = event.name(), data = ?event.data(), "event");
-        self.outputs.borrow_mut().retain(|output| output.strong_count() > 0);
+        self.outputs
+            .borrow_mut()
+            .retain(|output| output.strong_count() > 0);
         for output in self.outputs.borrow().iter().filter_map(Weak::upgrade) {
             if output.receives_events() {
                 output.push(&message);
@@ -69,7 +80,12 @@ impl Events {
 
     /// Waits, not for long, until every client has what it was sent.
     pub(crate) async fn last_words(&self) {
-        let outputs: Vec<_> = self.outputs.borrow().iter().filter_map(Weak::upgrade).collect();
+        let outputs: Vec<_> = self
+            .outputs
+            .borrow()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
         let all = futures_util::future::join_all(outputs.iter().map(|output| output.drained()));
         if tokio::time::timeout(LAST_WORDS_MAX, all).await.is_err() {
             tracing::warn!("a monitor client did not read its last answers");
@@ -103,8 +119,21 @@ impl EventSender {
     /// An image has something to say.
     pub(crate) fn image(&self, event: ImageEvent) {
         match event {
-            ImageEvent::Corrupted { node_name, message, offset, size, fatal } => {
-                tracing::error!(node = node_name, message, offset, size, fatal, "image corrupted");
+            ImageEvent::Corrupted {
+                node_name,
+                message,
+                offset,
+                size,
+                fatal,
+            } => {
+                tracing::error!(
+                    node = node_name,
+                    message,
+                    offset,
+                    size,
+                    fatal,
+                    "image corrupted"
+                );
                 let signed = |value: Option<u64>| value.and_then(|v| i64::try_from(v).ok());
                 self.send(Event::BlockImageCorrupted(BlockImageCorrupted {
                     device: String::new(),
@@ -140,6 +169,8 @@ impl EventSender {
 }
 
 fn now_micros() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use outport_export::Export;
-use outport_qmp::types::block_export::{BlockExportInfo, BlockExportRemoveMode, BlockExportType};
 use outport_qmp::events::BlockExportDeleted;
+use outport_qmp::types::block_export::{BlockExportInfo, BlockExportRemoveMode, BlockExportType};
 use outport_qmp::{Error, Event};
 
 use crate::daemon::Daemon;
@@ -41,12 +41,18 @@ pub(crate) struct Exports {
 impl Exports {
     /// Whether an id is taken, also by an export that is shutting down.
     pub(crate) fn has(&self, id: &str) -> bool {
-        self.list.borrow().iter().any(|entry| entry.export.id() == id)
+        self.list
+            .borrow()
+            .iter()
+            .any(|entry| entry.export.id() == id)
     }
 
     /// Whether an export is served by this iothread object.
     pub(crate) fn uses_iothread(&self, id: &str) -> bool {
-        self.list.borrow().iter().any(|entry| entry.iothreads.iter().any(|used| used == id))
+        self.list
+            .borrow()
+            .iter()
+            .any(|entry| entry.iothreads.iter().any(|used| used == id))
     }
 
     /// Adds an export.
@@ -74,7 +80,9 @@ impl Exports {
     ) -> Result<(), Error> {
         let export = self.find(id)?.0;
         if export.is_shutting_down() {
-            return Err(Error::generic(format!("Export '{id}' is already shutting down")));
+            return Err(Error::generic(format!(
+                "Export '{id}' is already shutting down"
+            )));
         }
         if mode == BlockExportRemoveMode::Safe && export.users() > 0 {
             return Err(Error::generic(format!("export '{id}' still in use")));

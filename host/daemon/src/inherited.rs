@@ -2,7 +2,10 @@
 //!
 //! Used while the command line is carried out, by the control thread. Invariant: a number is
 //! taken once, so that no descriptor has two owners.
-#![allow(unsafe_code, reason = "a number becomes an owned descriptor here, and only here")]
+#![allow(
+    unsafe_code,
+    reason = "a number becomes an owned descriptor here, and only here"
+)]
 
 use std::collections::BTreeSet;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -59,8 +62,17 @@ mod tests {
     fn only_open_sockets_of_the_parent_are_taken() {
         let mut inherited = Inherited::default();
         let error = |inherited: &mut Inherited, text| inherited.take_socket(text).unwrap_err();
-        assert_eq!(error(&mut inherited, "x"), "Unable to parse file descriptor number x");
-        assert_eq!(error(&mut inherited, "999"), "File descriptor '999' is not a socket");
-        assert_eq!(error(&mut inherited, "1"), "File descriptor '1' is not a socket");
+        assert_eq!(
+            error(&mut inherited, "x"),
+            "Unable to parse file descriptor number x"
+        );
+        assert_eq!(
+            error(&mut inherited, "999"),
+            "File descriptor '999' is not a socket"
+        );
+        assert_eq!(
+            error(&mut inherited, "1"),
+            "File descriptor '1' is not a socket"
+        );
     }
 }

@@ -48,7 +48,11 @@ impl Jobs {
         if self.list.borrow().iter().any(|job| job.id == id) {
             return Err(Error::generic(format!("Job ID '{id}' already in use")));
         }
-        let job = Job { id: id.clone(), status: JobStatus::Undefined, error: None };
+        let job = Job {
+            id: id.clone(),
+            status: JobStatus::Undefined,
+            error: None,
+        };
         self.list.borrow_mut().push(job);
         self.enter(daemon, &id, JobStatus::Created);
         self.enter(daemon, &id, JobStatus::Running);
@@ -66,7 +70,10 @@ impl Jobs {
     /// There is no such job, or it is still at work.
     pub(crate) fn dismiss(&self, daemon: &Daemon, id: &str) -> Result<(), Error> {
         let list = self.list.borrow();
-        let job = list.iter().find(|job| job.id == id).ok_or_else(Error::no_such_job)?;
+        let job = list
+            .iter()
+            .find(|job| job.id == id)
+            .ok_or_else(Error::no_such_job)?;
         let status = job.status;
         drop(list);
         if status != JobStatus::Concluded {
@@ -82,7 +89,14 @@ impl Jobs {
     /// Forgets what concluded, at exit.
     pub(crate) fn forget_all(&self, daemon: &Daemon) {
         let concluded = |job: &&Job| job.status == JobStatus::Concluded;
-        let ids: Vec<_> = self.list.borrow().iter().rev().filter(concluded).map(|job| job.id.clone()).collect();
+        let ids: Vec<_> = self
+            .list
+            .borrow()
+            .iter()
+            .rev()
+            .filter(concluded)
+            .map(|job| job.id.clone())
+            .collect();
         for id in ids {
             self.enter(daemon, &id, JobStatus::Null);
         }
@@ -121,7 +135,10 @@ impl Jobs {
         if let Some(job) = self.list.borrow_mut().iter_mut().find(|job| job.id == id) {
             job.status = status;
         }
-        let change = JobStatusChange { id: id.to_owned(), status };
+        let change = JobStatusChange {
+            id: id.to_owned(),
+            status,
+        };
         daemon.events.emit(&Event::JobStatusChange(change));
     }
 }

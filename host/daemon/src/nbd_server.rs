@@ -76,7 +76,10 @@ impl NbdServer {
                 return Err(not_running());
             }
         };
-        daemon.exports.close_kind(daemon, BlockExportType::Nbd).await;
+        daemon
+            .exports
+            .close_kind(daemon, BlockExportType::Nbd)
+            .await;
         server.stop().await;
         drop(server);
         *self.state.borrow_mut() = State::Stopped;
@@ -103,7 +106,9 @@ impl NbdServer {
 
     /// Clients at a time.
     pub(crate) fn connections_max(&self) -> Option<u32> {
-        self.running().ok().map(|server| server.options().max_connections)
+        self.running()
+            .ok()
+            .map(|server| server.options().max_connections)
     }
 
     /// Offers an export.

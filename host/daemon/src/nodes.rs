@@ -3,11 +3,11 @@
 //! Told from what the control plane holds: nobody waits for a node here, however slow it is. What
 //! a format says of its image is what it said when the image was opened.
 
+use outport_block::Node;
 use outport_qmp::de::{self, Mode};
 use outport_qmp::types::block_info::{
     BlockDeviceInfo, BlockdevCacheInfo, BlockdevChild, ImageInfo, ImageInfoSpecific,
 };
-use outport_block::Node;
 use rustix::fs::fstat;
 use serde_json::Value;
 
@@ -54,7 +54,13 @@ pub(crate) fn info(graph: &Graph, entry: &Entry, flat: bool) -> BlockDeviceInfo 
 
 fn image(graph: &Graph, entry: &Entry, flat: bool) -> ImageInfo {
     let node = &entry.node;
-    let text = |name: &str| entry.facts.get(name).and_then(Value::as_str).map(str::to_owned);
+    let text = |name: &str| {
+        entry
+            .facts
+            .get(name)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
     let backing = backing(graph, entry);
     let specific = entry.facts.get("format-specific");
     let specific = specific
@@ -107,7 +113,9 @@ fn filename(node: &Node) -> String {
 /// Bytes that the file takes on the host; `None` for what has no file.
 fn actual_size(node: &Node) -> Option<i64> {
     if let Some(file) = node.host_file() {
-        return fstat(file.as_fd()).ok().map(|stat| stat.st_blocks.saturating_mul(BLOCK_BYTES));
+        return fstat(file.as_fd())
+            .ok()
+            .map(|stat| stat.st_blocks.saturating_mul(BLOCK_BYTES));
     }
     let (_, child) = node.children().into_iter().next()?;
     actual_size(&child)

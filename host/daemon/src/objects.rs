@@ -61,7 +61,10 @@ impl Objects {
     }
 
     fn find(&self, id: &str) -> Option<&Object> {
-        self.list.iter().find(|(other, _)| other == id).map(|(_, object)| object)
+        self.list
+            .iter()
+            .find(|(other, _)| other == id)
+            .map(|(_, object)| object)
     }
 
     /// The iothread of this id.
@@ -182,7 +185,9 @@ async fn plugin(
     };
     let registry = daemon.plugins.registry()?.clone();
     let added = registry.add_in_background(spec).await;
-    added.map(|_| Object::WasmPlugin).map_err(|error| Error::generic(error.to_string()))
+    added
+        .map(|_| Object::WasmPlugin)
+        .map_err(|error| Error::generic(error.to_string()))
 }
 
 #[cfg(test)]
@@ -193,11 +198,17 @@ mod tests {
     fn properties_are_checked_in_qemus_words() {
         let error = |properties: IothreadProperties| iothread("io", &properties).unwrap_err().desc;
         assert_eq!(
-            error(IothreadProperties { poll_max_ns: Some(-1), ..IothreadProperties::default() }),
+            error(IothreadProperties {
+                poll_max_ns: Some(-1),
+                ..IothreadProperties::default()
+            }),
             "poll-max-ns value must be in range [0, 9223372036854775807]"
         );
         assert_eq!(
-            error(IothreadProperties { poll_weight: Some(64), ..IothreadProperties::default() }),
+            error(IothreadProperties {
+                poll_weight: Some(64),
+                ..IothreadProperties::default()
+            }),
             "poll-weight value must be in range [0, 63]"
         );
         assert_eq!(
@@ -219,6 +230,9 @@ mod tests {
         );
         let want = "Parameter 'id' expects an identifier";
         assert_eq!(objects.reserve("1x").unwrap_err().desc, want);
-        assert_eq!(objects.iothread("zz").unwrap_err().desc, "iothread \"zz\" not found");
+        assert_eq!(
+            objects.iothread("zz").unwrap_err().desc,
+            "iothread \"zz\" not found"
+        );
     }
 }

@@ -26,7 +26,12 @@ impl Pidfile {
             format!("cannot create PID file: {what}: {reason}")
         };
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
         let opened = options.open(path);
         let mut file = opened
             .map_err(|error| failed(&format!("Could not create '{}'", path.display()), &error))?;
@@ -45,7 +50,11 @@ impl Pidfile {
 
 impl Drop for Pidfile {
     fn drop(&mut self) {
-        let ours = self.file.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
+        let ours = self
+            .file
+            .metadata()
+            .map(|meta| (meta.dev(), meta.ino()))
+            .ok();
         let there = std::fs::symlink_metadata(&self.path);
         if ours.is_some() && ours == there.map(|meta| (meta.dev(), meta.ino())).ok() {
             let _gone_anyway = std::fs::remove_file(&self.path);

@@ -21,7 +21,10 @@ pub(crate) struct Plugins {
 
 impl Plugins {
     pub(crate) fn new(events: EventSender) -> Self {
-        Self { registry: OnceCell::new(), events }
+        Self {
+            registry: OnceCell::new(),
+            events,
+        }
     }
 
     /// The registry, started now if it was not.
@@ -46,7 +49,11 @@ impl Plugins {
 
     /// Whether a driver name is known. Starts the registry only for a name that is not native.
     pub(crate) fn has_format(&self, name: &str) -> Result<bool, Error> {
-        Ok(self.registry()?.format_names().iter().any(|known| known == name))
+        Ok(self
+            .registry()?
+            .format_names()
+            .iter()
+            .any(|known| known == name))
     }
 }
 

@@ -48,7 +48,9 @@ impl PathPolicy {
     }
 
     fn covers(&self, path: &Path) -> bool {
-        self.allowed.iter().any(|directory| path.starts_with(directory))
+        self.allowed
+            .iter()
+            .any(|directory| path.starts_with(directory))
     }
 
     /// Whether an open file is where it was said to be.
@@ -60,7 +62,9 @@ impl PathPolicy {
 
 /// `nbd://host`, `json:{...}`: not the name of a file.
 fn has_protocol(name: &str) -> bool {
-    name.split('/').next().is_some_and(|first| first.contains(':'))
+    name.split('/')
+        .next()
+        .is_some_and(|first| first.contains(':'))
 }
 
 #[cfg(test)]
@@ -82,7 +86,14 @@ mod tests {
         policy.allow(inside.to_str().unwrap()).unwrap();
         let base = inside.canonicalize().unwrap().join("base");
         assert_eq!(policy.grant(Some(&image), "base"), Some(base));
-        for name in ["../secret", "link", "/etc/passwd", "nosuch", "json:{}", "file:base"] {
+        for name in [
+            "../secret",
+            "link",
+            "/etc/passwd",
+            "nosuch",
+            "json:{}",
+            "file:base",
+        ] {
             assert_eq!(policy.grant(Some(&image), name), None, "{name}");
         }
         assert!(policy.allow("/nonexistent").is_err());

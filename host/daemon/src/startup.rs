@@ -42,7 +42,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     }
     logging::start();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start: {error}")),
@@ -66,7 +68,9 @@ async fn serve(args: Args) -> ExitCode {
     };
     let (daemon, events) = Daemon::new();
     tokio::task::spawn_local(daemon.events.clone().forward(events));
-    let control = Rc::new(Control { daemon: daemon.clone() });
+    let control = Rc::new(Control {
+        daemon: daemon.clone(),
+    });
     let (dispatcher, jobs) = Dispatcher::new(control);
 
     let mut pidfile = None;

@@ -19,7 +19,10 @@ fn complaint(program: &str, arguments: &[&str]) -> (String, bool) {
         .unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     let name = program.rsplit('/').next().unwrap();
-    (text.replace(&format!("{name}: "), ""), output.status.success())
+    (
+        text.replace(&format!("{name}: "), ""),
+        output.status.success(),
+    )
 }
 
 /// Command lines that fail, each in its own way.
@@ -38,14 +41,32 @@ const MISTAKES: &[&[&str]] = &[
     &["--blockdev", "null-co,node-name=n,size=5,nosuch=1"],
     &["--blockdev", "file,node-name=n,filename=/nonexistent/f"],
     &["--blockdev", "raw,node-name=n,file=zz"],
-    &["--blockdev", "qcow2,node-name=n,file.driver=file,file.filename=/dev/null"],
-    &["--blockdev", "null-co,node-name=n", "--blockdev", "null-co,node-name=n"],
+    &[
+        "--blockdev",
+        "qcow2,node-name=n,file.driver=file,file.filename=/dev/null",
+    ],
+    &[
+        "--blockdev",
+        "null-co,node-name=n",
+        "--blockdev",
+        "null-co,node-name=n",
+    ],
     &["--blockdev", "help"],
     &["--export", "nbd,id=e,node-name=r"],
     &["--export=nbd,id=e,node-name=r"],
     &["--export", "help"],
-    &["--blockdev", "null-co,node-name=n", "--export", "nbd,id=e,node-name=n"],
-    &["--blockdev", "null-co,node-name=n", "--export", "nbd,id=1,node-name=n"],
+    &[
+        "--blockdev",
+        "null-co,node-name=n",
+        "--export",
+        "nbd,id=e,node-name=n",
+    ],
+    &[
+        "--blockdev",
+        "null-co,node-name=n",
+        "--export",
+        "nbd,id=1,node-name=n",
+    ],
     &["--nbd-server", "addr.type=unix,addr.path=/nonexistent/s"],
     &["--nbd-server", "path=/x"],
     &["--nbd-server", "addr.type=fd,addr.str=9"],
@@ -54,13 +75,23 @@ const MISTAKES: &[&[&str]] = &[
     &["--monitor", "chardev=zz,pretty=maybe"],
     &["--monitor", ""],
     &["--chardev", "socket,path=/nonexistent/x,id=c"],
-    &["--chardev", "socket,id=c,path=/nonexistent/x,server=on,wait=off"],
+    &[
+        "--chardev",
+        "socket,id=c,path=/nonexistent/x,server=on,wait=off",
+    ],
     &["--chardev", "nosuch,id=c"],
     &["--chardev", "socket,path=/x"],
     &["--chardev", "socket,id=c,host=localhost"],
     &["--chardev", "stdio,id=c", "--chardev", "stdio,id=d"],
     &["--chardev", "stdio,id=c,foo=1"],
-    &["--chardev", "stdio,id=c", "--monitor", "c", "--monitor", "c"],
+    &[
+        "--chardev",
+        "stdio,id=c",
+        "--monitor",
+        "c",
+        "--monitor",
+        "c",
+    ],
     &["--daemonize", "--chardev", "stdio,id=c"],
     &["--object", "nosuch,id=1"],
     &["--object", "iothread"],
@@ -68,7 +99,12 @@ const MISTAKES: &[&[&str]] = &[
     &["--object", "iothread,id=i,poll-max-ns=-1"],
     &["--pidfile", "/nonexistent/p"],
     // What was right so far does not help: order counts, and the first mistake is told.
-    &["--export", "nbd,id=e,node-name=n", "--blockdev", "null-co,node-name=n"],
+    &[
+        "--export",
+        "nbd,id=e,node-name=n",
+        "--blockdev",
+        "null-co,node-name=n",
+    ],
     &["--blockdev", "nosuch", "--nosuch"],
 ];
 
@@ -86,9 +122,17 @@ fn mistakes_are_told_as_qsd_tells_them() {
 
 #[test]
 fn questions_are_answered_whatever_follows() {
-    for arguments in [&["-V", "--nosuch"][..], &["--vers"], &["-h", "pos"], &["--object", "help"]] {
+    for arguments in [
+        &["-V", "--nosuch"][..],
+        &["--vers"],
+        &["-h", "pos"],
+        &["--object", "help"],
+    ] {
         let output = Command::new(OUTPORTD).args(arguments).output().unwrap();
-        assert!(output.status.success() && !output.stdout.is_empty(), "{arguments:?}");
+        assert!(
+            output.status.success() && !output.stdout.is_empty(),
+            "{arguments:?}"
+        );
     }
 }
 
@@ -100,7 +144,9 @@ fn json_and_keyval_mean_the_same() {
         "--blockdev",
         "driver=null-co,node-name=b,size=1048576",
     ]);
-    let nodes = daemon.qmp().ok("query-named-block-nodes", serde_json::json!({}));
+    let nodes = daemon
+        .qmp()
+        .ok("query-named-block-nodes", serde_json::json!({}));
     let size = |at: usize| nodes[at]["image"]["virtual-size"].as_u64();
     assert_eq!((size(0), size(1)), (Some(1 << 20), Some(1 << 20)));
 }
@@ -130,16 +176,30 @@ fn daemonize_returns_when_the_daemon_serves() {
     assert!(!status.unwrap().success(), "a failed startup is told");
     let chardev = format!("socket,id=m,path={},server=on,wait=off", path("qmp"));
     let status = Command::new(OUTPORTD)
-        .args(["--daemonize", "--pidfile", &path("pid"), "--chardev", &chardev, "--monitor", "m"])
+        .args([
+            "--daemonize",
+            "--pidfile",
+            &path("pid"),
+            "--chardev",
+            &chardev,
+            "--monitor",
+            "m",
+        ])
         .status();
     assert!(status.unwrap().success());
-    let pid: u32 = std::fs::read_to_string(path("pid")).unwrap().trim().parse().unwrap();
+    let pid: u32 = std::fs::read_to_string(path("pid"))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
     let mut qmp = Qmp::negotiated(&folder.path().join("qmp"));
     let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
     assert_eq!(cwd.to_str(), Some("/"));
     qmp.ok("quit", serde_json::json!({}));
     assert_eq!(qmp.answer(), None);
-    eventually("it is gone", || !std::path::Path::new(&path("pid")).exists());
+    eventually("it is gone", || {
+        !std::path::Path::new(&path("pid")).exists()
+    });
 }
 
 #[test]

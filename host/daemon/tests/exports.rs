@@ -33,7 +33,10 @@ fn an_idle_export_goes_at_once() {
         {"id": "e", "type": "nbd", "node-name": "n", "shutting-down": false}
     ]);
     assert_eq!(qmp.ok("query-block-exports", json!({})), listed);
-    assert_eq!(qmp.err("blockdev-del", json!({"node-name": "n"})), "Node n is in use");
+    assert_eq!(
+        qmp.err("blockdev-del", json!({"node-name": "n"})),
+        "Node n is in use"
+    );
     qmp.ok("block-export-del", json!({"id": "e"}));
     assert_eq!(qmp.event("BLOCK_EXPORT_DELETED"), json!({"id": "e"}));
     assert_eq!(qmp.ok("query-block-exports", json!({})), json!([]));
@@ -48,11 +51,16 @@ fn safe_deletion_leaves_a_used_export_alone() {
     qmp.ok("block-export-add", export("e"));
     let mut client = Nbd::enter(&daemon.path("nbd"), "e").unwrap();
     assert_eq!(client.read(0, 512), Some(vec![0; 512]));
-    assert_eq!(qmp.err("block-export-del", json!({"id": "e"})), "export 'e' still in use");
+    assert_eq!(
+        qmp.err("block-export-del", json!({"id": "e"})),
+        "export 'e' still in use"
+    );
     assert_eq!(client.read(0, 512), Some(vec![0; 512]), "nothing changed");
     drop(client);
     eventually("the client has left", || {
-        qmp.execute("block-export-del", json!({"id": "e"})).get("return").is_some()
+        qmp.execute("block-export-del", json!({"id": "e"}))
+            .get("return")
+            .is_some()
     });
     assert_eq!(qmp.event("BLOCK_EXPORT_DELETED"), json!({"id": "e"}));
     assert!(qmp.events.is_empty());
@@ -68,7 +76,10 @@ fn hard_deletion_cuts_clients_and_tells_once() {
     qmp.ok("block-export-del", json!({"id": "e", "mode": "hard"}));
     assert_eq!(qmp.event("BLOCK_EXPORT_DELETED"), json!({"id": "e"}));
     assert!(client.is_cut());
-    assert!(Nbd::enter(&daemon.path("nbd"), "e").is_none(), "the name is gone");
+    assert!(
+        Nbd::enter(&daemon.path("nbd"), "e").is_none(),
+        "the name is gone"
+    );
     assert_eq!(neighbour.read(0, 512), Some(vec![0; 512]));
     // The id is free as soon as the event was sent, and no second event comes.
     qmp.ok("block-export-add", export("e"));
@@ -84,13 +95,23 @@ fn stopping_the_server_deletes_its_exports_first() {
     qmp.ok("block-export-add", export("b"));
     let mut client = Nbd::enter(&daemon.path("nbd"), "a").unwrap();
     qmp.ok("nbd-server-stop", json!({}));
-    let mut ids: Vec<_> = qmp.events.drain(..).map(|event| event["data"]["id"].clone()).collect();
+    let mut ids: Vec<_> = qmp
+        .events
+        .drain(..)
+        .map(|event| event["data"]["id"].clone())
+        .collect();
     ids.sort_by_key(Value::to_string);
     assert_eq!(ids, ["a", "b"]);
     assert!(client.is_cut());
     assert!(!daemon.path("nbd").exists());
-    assert_eq!(qmp.err("nbd-server-stop", json!({})), "NBD server not running");
-    assert_eq!(qmp.err("block-export-add", export("a")), "NBD server not running");
+    assert_eq!(
+        qmp.err("nbd-server-stop", json!({})),
+        "NBD server not running"
+    );
+    assert_eq!(
+        qmp.err("block-export-add", export("a")),
+        "NBD server not running"
+    );
     // What failed left nothing behind.
     qmp.ok("blockdev-del", json!({"node-name": "n"}));
 }

@@ -14,7 +14,9 @@ fn with_backing(backing: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
     let disk = disk.to_str().unwrap();
-    qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "raw", disk, "1M"]);
+    qemu_img(&[
+        "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "raw", disk, "1M",
+    ]);
     folder
 }
 
@@ -49,9 +51,18 @@ fn what_is_refused_is_never_opened() {
     let folder = with_backing("/etc/passwd");
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     for allow in [&[][..], &["--allow-paths", &path("")]] {
-        let blockdev = format!("qcow2,node-name=d,file.driver=file,file.filename={}", path("disk"));
+        let blockdev = format!(
+            "qcow2,node-name=d,file.driver=file,file.filename={}",
+            path("disk")
+        );
         let output = Command::new("strace")
-            .args(["-f", "-qq", "-e", "trace=open,openat,openat2,io_uring_enter", "-o"])
+            .args([
+                "-f",
+                "-qq",
+                "-e",
+                "trace=open,openat,openat2,io_uring_enter",
+                "-o",
+            ])
             .arg(path("trace"))
             .arg(OUTPORTD)
             .args(allow)
@@ -87,7 +98,12 @@ fn the_operator_grants_by_node_or_by_directory() {
 
     let folder = with_backing("base");
     std::fs::write(folder.path().join("base"), vec![7; 1 << 20]).unwrap();
-    let options = ["--allow-paths", "{}", "--nbd-server", "addr.type=unix,addr.path={}/nbd"];
+    let options = [
+        "--allow-paths",
+        "{}",
+        "--nbd-server",
+        "addr.type=unix,addr.path={}/nbd",
+    ];
     let daemon = Daemon::start_with(&options, folder);
     let mut qmp = daemon.qmp();
     qmp.ok("blockdev-add", disk(&daemon.text("disk")));
@@ -101,7 +117,10 @@ fn the_operator_grants_by_node_or_by_directory() {
 
 #[track_caller]
 fn reads_sevens(daemon: &Daemon, qmp: &mut Qmp) {
-    qmp.ok("block-export-add", json!({"type": "nbd", "id": "e", "node-name": "disk0"}));
+    qmp.ok(
+        "block-export-add",
+        json!({"type": "nbd", "id": "e", "node-name": "disk0"}),
+    );
     let mut client = Nbd::enter(&daemon.path("nbd"), "disk0").unwrap();
     assert_eq!(client.read(4096, 4096), Some(vec![7; 4096]));
 }

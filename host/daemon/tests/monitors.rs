@@ -42,7 +42,11 @@ fn many_commands_in_one_write_are_answered_in_order() {
     for id in 0..500 {
         assert_eq!(qmp.answer().unwrap()["id"], id);
     }
-    assert_eq!(qmp.answer(), None, "closed after what was asked was answered");
+    assert_eq!(
+        qmp.answer(),
+        None,
+        "closed after what was asked was answered"
+    );
 }
 
 #[test]
@@ -50,7 +54,9 @@ fn a_second_client_waits_for_the_first_and_negotiates_anew() {
     let daemon = Daemon::start(&[]);
     let first = daemon.qmp();
     let second = UnixStream::connect(daemon.path("qmp")).unwrap();
-    second.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    second
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
     let mut byte = [0];
     let waits = std::io::Read::read(&mut &second, &mut byte).unwrap_err();
     assert_eq!(waits.kind(), std::io::ErrorKind::WouldBlock);
@@ -112,16 +118,28 @@ fn a_client_that_never_reads_is_dropped_and_holds_up_nobody() {
     ]);
     let mut other = Qmp::negotiated(&daemon.path("qmp2"));
     let flood = UnixStream::connect(daemon.path("qmp")).unwrap();
-    flood.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-    (&flood).write_all(b"{\"execute\": \"qmp_capabilities\"}").unwrap();
+    flood
+        .set_write_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    (&flood)
+        .write_all(b"{\"execute\": \"qmp_capabilities\"}")
+        .unwrap();
     // Each answer has some hundred KiB; nobody reads them.
-    while (&flood).write_all(b"{\"execute\": \"query-qmp-schema\"}\n").is_ok() {}
+    while (&flood)
+        .write_all(b"{\"execute\": \"query-qmp-schema\"}\n")
+        .is_ok()
+    {}
     other.ok("query-version", json!({}));
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let rss = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
     let kib: u64 = rss.trim().trim_end_matches(" kB").parse().unwrap();
     assert!(kib < 64 << 10, "{kib} KiB resident");
-    eventually("it is dropped", || daemon.log().contains("monitor client dropped"));
+    eventually("it is dropped", || {
+        daemon.log().contains("monitor client dropped")
+    });
     // Its place is free again.
     daemon.qmp().ok("query-version", json!({}));
 }

@@ -24,13 +24,20 @@ fn qsd(requests: &[(&str, Value)]) -> Option<Vec<Value>> {
     let mut stdin = child.stdin.take().unwrap();
     writeln!(stdin, "{}", json!({"execute": "qmp_capabilities"})).unwrap();
     for (command, arguments) in requests {
-        writeln!(stdin, "{}", json!({"execute": command, "arguments": arguments})).unwrap();
+        writeln!(
+            stdin,
+            "{}",
+            json!({"execute": command, "arguments": arguments})
+        )
+        .unwrap();
     }
     writeln!(stdin, "{}", json!({"execute": "quit"})).unwrap();
     drop(stdin);
     let output = child.wait_with_output().unwrap().stdout;
     let messages = String::from_utf8(output).unwrap();
-    let messages = messages.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let messages = messages
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
     let answers = messages.filter(|it| it.get("return").or(it.get("error")).is_some());
     Some(answers.skip(1).take(requests.len()).collect())
 }
@@ -43,7 +50,11 @@ fn same(requests: &[(&str, Value)]) {
     let mut qmp = daemon.qmp();
     for ((command, arguments), theirs) in requests.iter().zip(theirs) {
         let ours = qmp.execute(command, arguments.clone());
-        assert_eq!(ours.get("error"), theirs.get("error"), "{command} {arguments}");
+        assert_eq!(
+            ours.get("error"),
+            theirs.get("error"),
+            "{command} {arguments}"
+        );
     }
 }
 
@@ -55,7 +66,10 @@ fn errors_are_those_of_qsd() {
     qemu_img(&["create", "-q", "-f", "qcow2", &path("qcow2"), "64M"]);
     let add = |name: &str, more: Value| {
         let mut options = json!({"node-name": name, "file": "f", "driver": "raw"});
-        options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        options
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
         ("blockdev-add", options)
     };
     let file = |name: &str, path: String, read_only: bool| {
@@ -65,7 +79,10 @@ fn errors_are_those_of_qsd() {
     };
     let export = |id: &str, node: &str, more: Value| {
         let mut options = json!({"type": "nbd", "id": id, "node-name": node, "writable": true});
-        options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        options
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
         ("block-export-add", options)
     };
     let resize = |name: &str, size: i64| ("block_resize", json!({"node-name": name, "size": size}));
@@ -75,11 +92,26 @@ fn errors_are_those_of_qsd() {
     // Names, children, windows.
     same(&[
         ("blockdev-add", json!({"driver": "null-co"})),
-        ("blockdev-add", json!({"driver": "null-co", "node-name": "1x"})),
-        ("blockdev-add", json!({"driver": "null-co", "node-name": "a".repeat(32)})),
-        ("blockdev-add", json!({"driver": "null-co", "node-name": "a"})),
-        ("blockdev-add", json!({"driver": "null-co", "node-name": "a"})),
-        ("blockdev-add", json!({"driver": "nosuch", "node-name": "b"})),
+        (
+            "blockdev-add",
+            json!({"driver": "null-co", "node-name": "1x"}),
+        ),
+        (
+            "blockdev-add",
+            json!({"driver": "null-co", "node-name": "a".repeat(32)}),
+        ),
+        (
+            "blockdev-add",
+            json!({"driver": "null-co", "node-name": "a"}),
+        ),
+        (
+            "blockdev-add",
+            json!({"driver": "null-co", "node-name": "a"}),
+        ),
+        (
+            "blockdev-add",
+            json!({"driver": "nosuch", "node-name": "b"}),
+        ),
         add("b", json!({"file": "zz"})),
         file("f", "/nonexistent/f".into(), false),
         file("f", path("raw"), false),
@@ -94,7 +126,10 @@ fn errors_are_those_of_qsd() {
         delete("f"),
         delete("zz"),
         add("q", json!({"driver": "qcow2"})),
-        add("i", json!({"file": {"driver": "null-co", "node-name": "inner"}})),
+        add(
+            "i",
+            json!({"file": {"driver": "null-co", "node-name": "inner"}}),
+        ),
         delete("inner"),
         delete("i"),
         delete("inner"),
@@ -121,8 +156,14 @@ fn errors_are_those_of_qsd() {
         file("ro", path("raw"), true),
         export("1", "f", json!({})),
         export("e", "f", json!({})),
-        ("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": "/nonexistent/s"}}})),
-        ("nbd-server-start", json!({"addr": socket["addr"], "tls-creds": "t"})),
+        (
+            "nbd-server-start",
+            json!({"addr": {"type": "unix", "data": {"path": "/nonexistent/s"}}}),
+        ),
+        (
+            "nbd-server-start",
+            json!({"addr": socket["addr"], "tls-creds": "t"}),
+        ),
         ("nbd-server-start", socket.clone()),
         ("nbd-server-start", socket),
         export("e", "zz", json!({})),
@@ -137,17 +178,32 @@ fn errors_are_those_of_qsd() {
     ]);
     // Jobs and objects.
     same(&[
-        ("blockdev-create", json!({"job-id": "1", "options": {"driver": "file",
-            "filename": "/nonexistent/f", "size": 1}})),
-        ("blockdev-create", json!({"job-id": "j", "options": {"driver": "raw"}})),
-        ("blockdev-create", json!({"job-id": "j", "options": {"driver": "file",
-            "filename": "/nonexistent/f", "size": 1}})),
-        ("blockdev-create", json!({"job-id": "j", "options": {"driver": "null-co"}})),
+        (
+            "blockdev-create",
+            json!({"job-id": "1", "options": {"driver": "file",
+            "filename": "/nonexistent/f", "size": 1}}),
+        ),
+        (
+            "blockdev-create",
+            json!({"job-id": "j", "options": {"driver": "raw"}}),
+        ),
+        (
+            "blockdev-create",
+            json!({"job-id": "j", "options": {"driver": "file",
+            "filename": "/nonexistent/f", "size": 1}}),
+        ),
+        (
+            "blockdev-create",
+            json!({"job-id": "j", "options": {"driver": "null-co"}}),
+        ),
         ("job-dismiss", json!({"id": "zz"})),
         ("object-add", json!({"qom-type": "iothread", "id": "io"})),
         ("object-add", json!({"qom-type": "iothread", "id": "io"})),
         ("object-add", json!({"qom-type": "iothread", "id": "1"})),
-        ("object-add", json!({"qom-type": "iothread", "id": "i", "poll-grow": -1})),
+        (
+            "object-add",
+            json!({"qom-type": "iothread", "id": "i", "poll-grow": -1}),
+        ),
         ("object-del", json!({"id": "zz"})),
         ("qom-list", json!({"path": "/nosuch"})),
     ]);
@@ -170,12 +226,18 @@ fn implicit_children_live_and_die_with_their_parent() {
     file(&daemon.path("raw"), 1 << 20);
     let mut qmp = daemon.qmp();
     let inner = json!({"driver": "file", "filename": daemon.text("raw")});
-    qmp.ok("blockdev-add", json!({"driver": "raw", "node-name": "r", "file": inner}));
+    qmp.ok(
+        "blockdev-add",
+        json!({"driver": "raw", "node-name": "r", "file": inner}),
+    );
     let nodes = qmp.ok("query-named-block-nodes", json!({"flat": true}));
     assert_eq!(nodes[0]["node-name"], "r");
     let child = nodes[1]["node-name"].as_str().unwrap().to_owned();
     assert!(child.starts_with("#block"), "{child}");
-    assert_eq!(nodes[0]["children"], json!([{"child": "file", "node-name": child}]));
+    assert_eq!(
+        nodes[0]["children"],
+        json!([{"child": "file", "node-name": child}])
+    );
     assert_eq!(nodes[0]["file"], daemon.text("raw"));
     let error = qmp.err("blockdev-del", json!({"node-name": child}));
     assert_eq!(error, format!("Node {child} is not owned by the monitor"));
@@ -202,25 +264,51 @@ fn an_image_is_made_by_a_job_and_written_back_at_exit() {
         data["status"].as_str().unwrap().to_owned()
     };
     let options = json!({"driver": "file", "filename": path, "size": 0});
-    qmp.ok("blockdev-create", json!({"job-id": "a", "options": options}));
+    qmp.ok(
+        "blockdev-create",
+        json!({"job-id": "a", "options": options}),
+    );
     let seen: Vec<_> = (0..5).map(|_| status(&mut qmp, "a")).collect();
-    assert_eq!(seen, ["created", "running", "waiting", "pending", "concluded"]);
-    qmp.ok("blockdev-add", json!({"driver": "file", "node-name": "f", "filename": path}));
+    assert_eq!(
+        seen,
+        ["created", "running", "waiting", "pending", "concluded"]
+    );
+    qmp.ok(
+        "blockdev-add",
+        json!({"driver": "file", "node-name": "f", "filename": path}),
+    );
     let options = json!({"driver": "qcow2", "file": "f", "size": 64 << 20});
-    qmp.ok("blockdev-create", json!({"job-id": "b", "options": options}));
+    qmp.ok(
+        "blockdev-create",
+        json!({"job-id": "b", "options": options}),
+    );
     let seen: Vec<_> = (0..5).map(|_| status(&mut qmp, "b")).collect();
-    assert_eq!(seen, ["created", "running", "waiting", "pending", "concluded"]);
+    assert_eq!(
+        seen,
+        ["created", "running", "waiting", "pending", "concluded"]
+    );
     let jobs = qmp.ok("query-jobs", json!({}));
     assert_eq!((&jobs[0]["id"], jobs[0].get("error")), (&json!("b"), None));
     qmp.ok("job-dismiss", json!({"id": "b"}));
     assert_eq!(status(&mut qmp, "b"), "null");
 
-    qmp.ok("blockdev-add", json!({"driver": "qcow2", "node-name": "q", "file": "f"}));
+    qmp.ok(
+        "blockdev-add",
+        json!({"driver": "qcow2", "node-name": "q", "file": "f"}),
+    );
     let export = json!({"type": "nbd", "id": "e", "node-name": "q", "writable": true});
     qmp.ok("block-export-add", export);
     let uri = format!("nbd+unix:///q?socket={}", daemon.text("nbd"));
     let write = Command::new("qemu-io")
-        .args(["-f", "raw", &uri, "-c", "write -P 7 1M 3M", "-c", "read -P 7 1M 3M"])
+        .args([
+            "-f",
+            "raw",
+            &uri,
+            "-c",
+            "write -P 7 1M 3M",
+            "-c",
+            "read -P 7 1M 3M",
+        ])
         .output()
         .unwrap();
     assert!(write.status.success(), "{write:?}");
@@ -230,15 +318,29 @@ fn an_image_is_made_by_a_job_and_written_back_at_exit() {
     qmp.ok("quit", json!({}));
     assert!(daemon.wait().success());
     qemu_img(&["check", "-q", &path]);
-    let read = Command::new("qemu-io").args(["-c", "read -P 7 1M 3M", &path]).output().unwrap();
-    assert!(!String::from_utf8_lossy(&read.stdout).contains("failed"), "{read:?}");
+    let read = Command::new("qemu-io")
+        .args(["-c", "read -P 7 1M 3M", &path])
+        .output()
+        .unwrap();
+    assert!(
+        !String::from_utf8_lossy(&read.stdout).contains("failed"),
+        "{read:?}"
+    );
 }
 
 #[test]
 fn bundled_plugins_are_listed() {
     let daemon = Daemon::start(&[]);
     let plugins = daemon.qmp().ok("query-plugins", json!({}));
-    let qcow2 = plugins.as_array().unwrap().iter().find(|it| it["name"] == "qcow2").unwrap();
-    assert_eq!((&qcow2["bundled"], &qcow2["kind"]), (&json!(true), &json!("format")));
+    let qcow2 = plugins
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|it| it["name"] == "qcow2")
+        .unwrap();
+    assert_eq!(
+        (&qcow2["bundled"], &qcow2["kind"]),
+        (&json!(true), &json!("format"))
+    );
     assert_eq!(qcow2["drivers"], json!(["qcow2"]));
 }

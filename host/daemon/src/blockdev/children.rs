@@ -8,10 +8,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use outport_block::Node;
 use outport_block::error::{Error, ErrorKind, Result};
 use outport_block::format::{Child, ChildKind};
 use outport_block::image::ChildSource;
-use outport_block::Node;
 
 use crate::policy::PathPolicy;
 
@@ -52,7 +52,9 @@ impl ChildSource for Children {
             Some((_, Given::None)) => return Ok(None),
             None => {}
         }
-        let Some(name) = &child.reference else { return Ok(None) };
+        let Some(name) = &child.reference else {
+            return Ok(None);
+        };
         let Some(path) = self.policy.grant(self.image.as_deref(), name) else {
             return Err(self.refusal(child, name));
         };

@@ -44,7 +44,9 @@ impl Common {
                 Some(discard) => discard == BlockdevDiscardOptions::Unmap,
                 None => inherited.unmap,
             },
-            detect_zeroes: options.detect_zeroes.unwrap_or(BlockdevDetectZeroesOptions::Off),
+            detect_zeroes: options
+                .detect_zeroes
+                .unwrap_or(BlockdevDetectZeroesOptions::Off),
         };
         if common.detect_zeroes == BlockdevDetectZeroesOptions::Unmap && !common.unmap {
             return Err(Error::generic(
@@ -65,7 +67,10 @@ impl Common {
 
     /// What the file of a format inherits.
     pub(super) fn for_storage(&self) -> Inherited {
-        Inherited { unmap: true, ..self.for_filter() }
+        Inherited {
+            unmap: true,
+            ..self.for_filter()
+        }
     }
 
     /// What the child of a `raw` node inherits.
@@ -82,6 +87,11 @@ impl Common {
 
     /// What a backing node inherits: it is only read.
     pub(super) fn for_backing(&self) -> Inherited {
-        Inherited { read_only: true, auto_read_only: false, unmap: false, ..self.for_filter() }
+        Inherited {
+            read_only: true,
+            auto_read_only: false,
+            unmap: false,
+            ..self.for_filter()
+        }
     }
 }

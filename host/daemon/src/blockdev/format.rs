@@ -83,13 +83,21 @@ impl Opening<'_> {
         if self.mode == Mode::Keyval {
             typed_by_schema(&mut options, factory.options_schema().json());
         }
-        let definition = Definition { factory, file, backing, storage, options };
+        let definition = Definition {
+            factory,
+            file,
+            backing,
+            storage,
+            options,
+        };
         self.image(name, definition, common).await
     }
 
     fn factory(&self, driver: &str) -> Result<Arc<WasmFormatFactory>, Error> {
         let registry = self.daemon.plugins.registry()?;
-        registry.format(driver).map_err(|error| Error::generic(error.to_string()))
+        registry
+            .format(driver)
+            .map_err(|error| Error::generic(error.to_string()))
     }
 
     /// Opens the children that were named, then the image, then what the image names and the
@@ -100,13 +108,22 @@ impl Opening<'_> {
         definition: Definition,
         common: &Common,
     ) -> Result<Made, Error> {
-        let Definition { factory, file, backing, storage, options } = definition;
+        let Definition {
+            factory,
+            file,
+            backing,
+            storage,
+            options,
+        } = definition;
         let options = Value::Object(options);
         let checked = factory.options_schema().check(&options);
         checked.map_err(|error| Error::generic(error.to_string()))?;
         let writable = !common.read_only && (factory.writable() || !common.auto_read_only);
         let purpose = Use::Storage { writable };
-        let inherited = Inherited { read_only: !writable, ..common.for_storage() };
+        let inherited = Inherited {
+            read_only: !writable,
+            ..common.for_storage()
+        };
 
         let primary = self.child(name, "file", file, inherited, purpose).await?;
         let mut given = Vec::new();
@@ -123,12 +140,16 @@ impl Opening<'_> {
                     BlockdevRefOrNull::Null(()) => return Err(Error::missing("backing")),
                 };
                 let inherited = common.for_backing();
-                let node = self.child(name, "backing", child, inherited, Use::Backing).await?;
+                let node = self
+                    .child(name, "backing", child, inherited, Use::Backing)
+                    .await?;
                 given.push(("backing".to_owned(), Given::Node(node)));
             }
         }
         for (id, child) in storage {
-            let node = self.child(name, "data-file", child, inherited, purpose).await?;
+            let node = self
+                .child(name, "data-file", child, inherited, purpose)
+                .await?;
             given.push((id, Given::Node(node)));
         }
         let mut children = Children {
@@ -144,13 +165,17 @@ impl Opening<'_> {
                 Attempt::Open(made) => return Ok(made),
                 Attempt::Wants(mut back, wanted) => {
                     let id = wanted.id.clone();
-                    let node = self.granted(name, wanted, &inherited, common, purpose).await?;
+                    let node = self
+                        .granted(name, wanted, &inherited, common, purpose)
+                        .await?;
                     back.given.push((id, Given::Node(node)));
                     children = *back;
                 }
             }
         }
-        Err(Error::generic(format!("Node '{name}': the image names too many files")))
+        Err(Error::generic(format!(
+            "Node '{name}': the image names too many files"
+        )))
     }
 
     /// Opens the image on an iothread: a slow file holds up nobody.
@@ -170,14 +195,27 @@ impl Opening<'_> {
         let opened = iothread.run(move || async move {
             let driver = factory.name().to_owned();
             let sink = Arc::new(move |event| events.image(event));
-            let image =
-                Image::open(&name, factory, options, writable, primary, &mut children, sink).await;
+            let image = Image::open(
+                &name,
+                factory,
+                options,
+                writable,
+                primary,
+                &mut children,
+                sink,
+            )
+            .await;
             let image = match (image, children.wanted.take()) {
                 (Ok(image), _) => image,
                 (Err(_), Some(wanted)) => return Ok(Attempt::Wants(Box::new(children), wanted)),
                 (Err(error), None) => return Err(control_error(&error)),
             };
-            let facts = match image.facts().await.ok().and_then(|f| serde_json::from_str(&f).ok()) {
+            let facts = match image
+                .facts()
+                .await
+                .ok()
+                .and_then(|f| serde_json::from_str(&f).ok())
+            {
                 Some(Value::Object(facts)) => facts,
                 _ => Map::default(),
             };
@@ -198,9 +236,15 @@ impl Opening<'_> {
         storage: Use,
     ) -> Result<Arc<Node>, Error> {
         let backing = wanted.kind == ChildKind::Backing;
-        let inherited = if backing { common.for_backing() } else { *inherited };
+        let inherited = if backing {
+            common.for_backing()
+        } else {
+            *inherited
+        };
         if backing && self.names.len() > CHAIN_MAX {
-            return Err(Error::generic(format!("Node '{parent}': the backing chain is too long")));
+            return Err(Error::generic(format!(
+                "Node '{parent}': the backing chain is too long"
+            )));
         }
         let mut options = FileOptions::new(&wanted.path);
         options.read_only = inherited.read_only;
@@ -209,12 +253,14 @@ impl Opening<'_> {
         options.unmap = inherited.unmap;
         let file = self.reserve(None)?;
         let node = native::open_file(&file, "file", options).await?;
-        let inside = node.host_file().is_some_and(|opened| {
-            self.daemon.policy.borrow().covers_open(opened.as_fd())
-        });
+        let inside = node
+            .host_file()
+            .is_some_and(|opened| self.daemon.policy.borrow().covers_open(opened.as_fd()));
         if !inside {
             let path = shown(&wanted.path);
-            return Err(Error::generic(format!("Node '{parent}': '{path}' is not where it was")));
+            return Err(Error::generic(format!(
+                "Node '{parent}': '{path}' is not where it was"
+            )));
         }
         self.daemon.graph.borrow_mut().insert(Entry {
             node: node.clone(),
@@ -237,7 +283,8 @@ impl Opening<'_> {
             ))
         })?;
         let child = BlockdevRef::Definition(Box::new(backing_options(&driver, file)));
-        self.child(parent, "backing", child, inherited, Use::Backing).await
+        self.child(parent, "backing", child, inherited, Use::Backing)
+            .await
     }
 }
 
@@ -252,7 +299,11 @@ enum Attempt {
 fn backing_options(driver: &str, file: String) -> BlockdevOptions {
     let file = BlockdevRef::Reference(file);
     let branch = match driver {
-        "raw" => BlockdevDriverOptions::Raw(BlockdevOptionsRaw { file, offset: None, size: None }),
+        "raw" => BlockdevDriverOptions::Raw(BlockdevOptionsRaw {
+            file,
+            offset: None,
+            size: None,
+        }),
         driver => {
             let mut options = Map::new();
             options.insert("file".into(), serde_json::json!(file));
@@ -315,6 +366,9 @@ mod tests {
         }});
         let mut options = json!({"n": "5", "b": "on", "x": "5", "o": {"s": "5", "n": "x"}});
         typed_by_schema(options.as_object_mut().unwrap(), &schema);
-        assert_eq!(options, json!({"n": 5, "b": true, "x": "5", "o": {"s": "5", "n": "x"}}));
+        assert_eq!(
+            options,
+            json!({"n": 5, "b": true, "x": "5", "o": {"s": "5", "n": "x"}})
+        );
     }
 }

@@ -22,7 +22,7 @@ use crate::daemon::Daemon;
 use crate::graph::{Entry, Use, User};
 use common::Common;
 pub(crate) use common::Inherited;
-pub(crate) use native::{create_file, null_unsupported};
+pub(crate) use native::create_file;
 
 /// The error of the block layer in QMP's form: it has QEMU's words already.
 pub(crate) fn control_error(error: &outport_block::Error) -> Error {
@@ -80,7 +80,9 @@ pub(crate) async fn close_all(daemon: &Daemon) {
 async fn close(daemon: &Daemon, name: String) {
     let mut closing = vec![name];
     while let Some(name) = closing.pop() {
-        let Some(node) = daemon.graph.borrow_mut().take(&name) else { continue };
+        let Some(node) = daemon.graph.borrow_mut().take(&name) else {
+            continue;
+        };
         close_node(daemon, node).await;
         closing.extend(daemon.graph.borrow_mut().forget(&name));
     }
@@ -90,7 +92,11 @@ async fn close(daemon: &Daemon, name: String) {
 async fn close_node(daemon: &Daemon, node: Arc<Node>) {
     let name = node.name().to_owned();
     let closed = match daemon.default_iothread() {
-        Ok(iothread) => iothread.run(move || async move { node.close().await }).await,
+        Ok(iothread) => {
+            iothread
+                .run(move || async move { node.close().await })
+                .await
+        }
         Err(error) => {
             tracing::error!(node = name, %error, "node could not be closed");
             return;
@@ -111,7 +117,11 @@ pub(crate) struct Opening<'d> {
 
 impl<'d> Opening<'d> {
     pub(crate) fn new(daemon: &'d Daemon, mode: Mode) -> Self {
-        Self { daemon, mode, names: Vec::new() }
+        Self {
+            daemon,
+            mode,
+            names: Vec::new(),
+        }
     }
 
     /// Takes back what was opened, the last first.
@@ -146,9 +156,7 @@ impl<'d> Opening<'d> {
                     native::null(&name, &driver, &null, &common)?.into()
                 }
                 BlockdevDriverOptions::Raw(raw) => self.raw(&name, raw, &common).await?,
-                BlockdevDriverOptions::Qcow2(qcow2) => {
-                    self.qcow2(&name, *qcow2, &common).await?
-                }
+                BlockdevDriverOptions::Qcow2(qcow2) => self.qcow2(&name, *qcow2, &common).await?,
                 BlockdevDriverOptions::Plugin(plugin) => {
                     self.plugin(&name, plugin, &common).await?
                 }
@@ -200,7 +208,9 @@ impl<'d> Opening<'d> {
             BlockdevRef::Reference(name) => {
                 // QEMU looks for a device and for a node of the one name.
                 let graph = self.daemon.graph.borrow();
-                graph.find(&name).ok_or_else(|| Error::no_such_device_or_node(&name, &name))?;
+                graph
+                    .find(&name)
+                    .ok_or_else(|| Error::no_such_device_or_node(&name, &name))?;
                 name
             }
             BlockdevRef::Definition(options) => self.open(*options, inherited, false).await?,
@@ -219,6 +229,9 @@ struct Made {
 
 impl From<Arc<Node>> for Made {
     fn from(node: Arc<Node>) -> Self {
-        Self { node, facts: serde_json::Map::default() }
+        Self {
+            node,
+            facts: serde_json::Map::default(),
+        }
     }
 }

@@ -34,7 +34,9 @@ impl Opening<'_> {
         common: &Common,
     ) -> Result<Made, Error> {
         if let Some(id) = &file.pr_manager {
-            return Err(Error::generic(format!("No persistent reservation manager with id '{id}'")));
+            return Err(Error::generic(format!(
+                "No persistent reservation manager with id '{id}'"
+            )));
         }
         let options = FileOptions {
             path: file.filename.into(),
@@ -49,11 +51,11 @@ impl Opening<'_> {
             },
             unmap: common.unmap,
             locking: match file.locking {
-            Some(OnOffAuto::Off) => Locking::Off,
-            _ if common.force_share => Locking::Off,
-            Some(OnOffAuto::On) => Locking::On,
-            Some(OnOffAuto::Auto) | None => Locking::Auto,
-        },
+                Some(OnOffAuto::Off) => Locking::Off,
+                _ if common.force_share => Locking::Off,
+                Some(OnOffAuto::On) => Locking::On,
+                Some(OnOffAuto::Auto) | None => Locking::Auto,
+            },
             host_device: driver == "host_device",
         };
         open_file(name, driver, options).await.map(Made::from)
@@ -72,10 +74,16 @@ impl Opening<'_> {
             (None | Some(0), None) => Use::Filter,
             _ => Use::Window,
         };
-        let child = self.child(name, "file", raw.file, common.for_filter(), purpose).await?;
+        let child = self
+            .child(name, "file", raw.file, common.for_filter(), purpose)
+            .await?;
         let offset = offset.unwrap_or(0);
         check_window(offset, size, child.size())?;
-        let kind = Kind::Raw { child, offset, size };
+        let kind = Kind::Raw {
+            child,
+            offset,
+            size,
+        };
         Ok(Node::new(name, "raw", common.read_only, kind).into())
     }
 }
@@ -102,29 +110,31 @@ pub(super) fn null(
     common: &Common,
 ) -> Result<Arc<Node>, Error> {
     let size = null.size.unwrap_or(NULL_BYTES);
-    let size = u64::try_from(size)
-        .map_err(|_| Error::generic(format!("Value '{size}' is out of range for parameter 'size'")))?;
-    null_unsupported(null)?;
+    let size = u64::try_from(size).map_err(|_| {
+        Error::generic(format!(
+            "Value '{size}' is out of range for parameter 'size'"
+        ))
+    })?;
+    if null.latency_ns.is_some_and(|latency| latency > 0) {
+        return Err(Error::generic("Parameter 'latency-ns' is not supported"));
+    }
     let zeroes = null.read_zeroes.unwrap_or(false);
-    let kind = Kind::Null { size: AtomicU64::new(size), zeroes };
+    let kind = Kind::Null {
+        size: AtomicU64::new(size),
+        zeroes,
+    };
     Ok(Node::new(name, driver, common.read_only, kind))
 }
 
-/// Refuses what a null node cannot be asked to do here.
-///
-/// # Errors
-/// It should be slow.
-pub(crate) fn null_unsupported(null: &BlockdevOptionsNull) -> Result<(), Error> {
-    match null.latency_ns {
-        Some(1..) => Err(Error::generic("Parameter 'latency-ns' is not supported")),
-        Some(0) | None => Ok(()),
-    }
-}
-
 fn not_negative(name: &str, value: Option<i64>) -> Result<Option<u64>, Error> {
-    let out_of_range =
-        |value| Error::generic(format!("Value '{value}' is out of range for parameter '{name}'"));
-    value.map(|value| u64::try_from(value).map_err(|_| out_of_range(value))).transpose()
+    let out_of_range = |value| {
+        Error::generic(format!(
+            "Value '{value}' is out of range for parameter '{name}'"
+        ))
+    };
+    value
+        .map(|value| u64::try_from(value).map_err(|_| out_of_range(value)))
+        .transpose()
 }
 
 fn check_window(offset: u64, size: Option<u64>, container: u64) -> Result<(), Error> {
@@ -159,10 +169,15 @@ pub(crate) fn create_file(options: &BlockdevCreateOptionsFile) -> Result<(), Err
         Error::generic(format!("Could not {what} '{path}': {reason}"))
     };
     let mut open = std::fs::OpenOptions::new();
-    open.read(true).write(true).create(true).truncate(true).mode(0o644);
+    open.read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o644);
     let file = open.open(path).map_err(|error| failed("create", &error))?;
     let size = options.size.0;
-    file.set_len(size).map_err(|error| failed("resize", &error))?;
+    file.set_len(size)
+        .map_err(|error| failed("resize", &error))?;
     let preallocated = match options.preallocation.unwrap_or(PreallocMode::Off) {
         PreallocMode::Off => Ok(()),
         PreallocMode::Falloc | PreallocMode::Full if size > 0 => {

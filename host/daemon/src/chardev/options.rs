@@ -21,7 +21,10 @@ pub(crate) struct Parsed {
 pub(crate) enum Backend {
     Stdio,
     /// They connect to us; `wait`: startup goes on only when the first has.
-    Server { address: SocketAddress, wait: bool },
+    Server {
+        address: SocketAddress,
+        wait: bool,
+    },
     /// We connect to the only one.
     Client(Endpoint),
     /// Our parent connected the only one; the descriptor's number.
@@ -44,12 +47,20 @@ impl fmt::Display for Endpoint {
 }
 
 /// Backends that QEMU has and a storage daemon can do without.
-const OTHER_BACKENDS: [&str; 9] =
-    ["file", "memory", "mux", "null", "parallel", "pipe", "pty", "ringbuf", "udp"];
+const OTHER_BACKENDS: [&str; 9] = [
+    "file", "memory", "mux", "null", "parallel", "pipe", "pty", "ringbuf", "udp",
+];
 
 /// Options of sockets that would change what is spoken on them.
 const OTHER_OPTIONS: [&str; 8] = [
-    "logfile", "mux", "reconnect", "reconnect-ms", "telnet", "tls-authz", "tls-creds", "websocket",
+    "logfile",
+    "mux",
+    "reconnect",
+    "reconnect-ms",
+    "telnet",
+    "tls-authz",
+    "tls-creds",
+    "websocket",
 ];
 
 /// Reads the value of `--chardev`.
@@ -72,7 +83,9 @@ pub(crate) fn parse(text: &str) -> Result<Parsed, Error> {
         }
         Some("socket") => socket(&mut opts)?,
         Some(other) if OTHER_BACKENDS.contains(&other) => {
-            return Err(Error::generic(format!("chardev backend '{other}' is not supported")));
+            return Err(Error::generic(format!(
+                "chardev backend '{other}' is not supported"
+            )));
         }
         Some(other) => {
             let message = format!("'{other}' is not a valid char driver name");
@@ -80,19 +93,30 @@ pub(crate) fn parse(text: &str) -> Result<Parsed, Error> {
         }
     };
     opts.finish()?;
-    Ok(Parsed { id, backend, warnings })
+    Ok(Parsed {
+        id,
+        backend,
+        warnings,
+    })
 }
 
 fn socket(opts: &mut QemuOpts) -> Result<Backend, Error> {
     for name in OTHER_OPTIONS {
-        if opts.take(name).is_some_and(|value| value != "off" && value != "0") {
-            return Err(Error::generic(format!("Parameter '{name}' is not supported")));
+        if opts
+            .take(name)
+            .is_some_and(|value| value != "off" && value != "0")
+        {
+            return Err(Error::generic(format!(
+                "Parameter '{name}' is not supported"
+            )));
         }
     }
     let server = opts.take_bool("server")?.unwrap_or(false);
     let wait = opts.take_bool("wait")?;
     if wait.is_some() && !server {
-        return Err(Error::generic("'wait' option is incompatible with socket in client connect mode"));
+        return Err(Error::generic(
+            "'wait' option is incompatible with socket in client connect mode",
+        ));
     }
     let _no_delay_needed = (opts.take_bool("nodelay")?, opts.take_bool("delay")?);
     let (path, host, fd) = (opts.take("path"), opts.take("host"), opts.take("fd"));
@@ -107,15 +131,19 @@ fn socket(opts: &mut QemuOpts) -> Result<Backend, Error> {
     };
     if server {
         let wait = wait.unwrap_or(true);
-        return Ok(Backend::Server { address: SocketAddress { branch }, wait });
+        return Ok(Backend::Server {
+            address: SocketAddress { branch },
+            wait,
+        });
     }
     Ok(match branch {
-        SocketAddressBranch::Unix(unix) => {
-            Backend::Client(Endpoint::Unix { path: unix.path.into() })
-        }
-        SocketAddressBranch::Inet(inet) => {
-            Backend::Client(Endpoint::Inet { host: inet.host, port: inet.port })
-        }
+        SocketAddressBranch::Unix(unix) => Backend::Client(Endpoint::Unix {
+            path: unix.path.into(),
+        }),
+        SocketAddressBranch::Inet(inet) => Backend::Client(Endpoint::Inet {
+            host: inet.host,
+            port: inet.port,
+        }),
         SocketAddressBranch::Fd(fd) => Backend::Connected(fd.str),
         SocketAddressBranch::Vsock(_) => return Err(Error::generic("vsock is not supported")),
     })
@@ -124,7 +152,11 @@ fn socket(opts: &mut QemuOpts) -> Result<Backend, Error> {
 fn unix(opts: &mut QemuOpts, path: String) -> Result<SocketAddressBranch, Error> {
     let r#abstract = opts.take_bool("abstract")?;
     let tight = opts.take_bool("tight")?;
-    Ok(SocketAddressBranch::Unix(UnixSocketAddress { path, r#abstract, tight }))
+    Ok(SocketAddressBranch::Unix(UnixSocketAddress {
+        path,
+        r#abstract,
+        tight,
+    }))
 }
 
 fn inet(opts: &mut QemuOpts, host: Option<String>) -> Result<SocketAddressBranch, Error> {
@@ -161,8 +193,14 @@ mod tests {
     #[test]
     fn mistakes_have_qemus_words() {
         assert_eq!(error("socket,path=/x"), "chardev: no id specified");
-        assert_eq!(error("nosuch,id=c"), "'nosuch' is not a valid char driver name");
-        assert_eq!(error("socket,id=c,host=localhost"), "chardev: socket: no port given");
+        assert_eq!(
+            error("nosuch,id=c"),
+            "'nosuch' is not a valid char driver name"
+        );
+        assert_eq!(
+            error("socket,id=c,host=localhost"),
+            "chardev: socket: no port given"
+        );
         assert_eq!(error("stdio,id=c,foo=1"), "Invalid parameter 'foo'");
     }
 

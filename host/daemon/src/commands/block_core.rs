@@ -35,12 +35,22 @@ pub(super) async fn resize(daemon: &Rc<Daemon>, arguments: BlockResize) -> Resul
     let size = u64::try_from(arguments.size);
     let size = size.map_err(|_| Error::expects("size", "a >0 size"))?;
     // Exports do not share this: a client has been told the length.
-    let claim = Claim { required: Permissions::RESIZE, shared: Permissions::ALL };
+    let claim = Claim {
+        required: Permissions::RESIZE,
+        shared: Permissions::ALL,
+    };
     let purpose = Use::Direct(claim);
-    let edge = daemon.graph.borrow_mut().attach(User::Block, node.name(), "root", purpose)?;
+    let edge = daemon
+        .graph
+        .borrow_mut()
+        .attach(User::Block, node.name(), "root", purpose)?;
     let iothread = daemon.default_iothread();
     let resized = match iothread {
-        Ok(iothread) => iothread.run(move || async move { node.resize(size).await }).await,
+        Ok(iothread) => {
+            iothread
+                .run(move || async move { node.resize(size).await })
+                .await
+        }
         Err(error) => {
             daemon.graph.borrow_mut().detach(edge);
             return Err(error);
@@ -60,5 +70,8 @@ pub(super) fn query_nodes(
 ) -> Vec<BlockDeviceInfo> {
     let graph = daemon.graph.borrow();
     let flat = arguments.flat.unwrap_or(false);
-    graph.newest_first().map(|entry| nodes::info(&graph, entry, flat)).collect()
+    graph
+        .newest_first()
+        .map(|entry| nodes::info(&graph, entry, flat))
+        .collect()
 }

@@ -17,7 +17,9 @@ use crate::graph::{Claim, EdgeId, Permissions, Use, User};
 
 /// Whoever makes an image has its file alone.
 const ALONE: Use = Use::Direct(Claim {
-    required: Permissions::CONSISTENT_READ.or(Permissions::WRITE).or(Permissions::RESIZE),
+    required: Permissions::CONSISTENT_READ
+        .or(Permissions::WRITE)
+        .or(Permissions::RESIZE),
     shared: Permissions::NONE,
 });
 
@@ -71,14 +73,21 @@ async fn image(
     options.remove("file");
     options.remove("data-file");
     let registry = daemon.plugins.registry()?;
-    let factory = registry.format(&driver).map_err(|error| Error::generic(error.to_string()))?;
+    let factory = registry
+        .format(&driver)
+        .map_err(|error| Error::generic(error.to_string()))?;
 
-    let mut held = Held { daemon: daemon.clone(), edges: Vec::new() };
+    let mut held = Held {
+        daemon: daemon.clone(),
+        edges: Vec::new(),
+    };
     let primary = held.hold(file)?;
     let mut storage = Vec::new();
     if let Some(data_file) = data_file {
         let node = held.hold(data_file)?;
-        let name = node.host_file().map(|file| file.path().display().to_string());
+        let name = node
+            .host_file()
+            .map(|file| file.path().display().to_string());
         options.insert("data-file".into(), Value::String(name.unwrap_or_default()));
         storage.push(node);
     }
@@ -110,7 +119,8 @@ impl Held {
         };
         let mut graph = self.daemon.graph.borrow_mut();
         let node = graph.lookup(&name, &name)?;
-        self.edges.push(graph.attach(User::Block, &name, "root", ALONE)?);
+        self.edges
+            .push(graph.attach(User::Block, &name, "root", ALONE)?);
         Ok(node)
     }
 }

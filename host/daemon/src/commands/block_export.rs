@@ -34,10 +34,15 @@ pub(super) async fn stop_server(daemon: &Daemon) -> Result<Empty, Error> {
 
 /// `nbd-server-add`: looks for the node before the server, and never fails over `writable`.
 pub(super) fn add_nbd(daemon: &Rc<Daemon>, arguments: NbdServerAdd) -> Result<Empty, Error> {
-    let node = daemon.graph.borrow().lookup(&arguments.device, &arguments.device)?;
+    let node = daemon
+        .graph
+        .borrow()
+        .lookup(&arguments.device, &arguments.device)?;
     daemon.nbd.running()?;
     let name = arguments.name.unwrap_or_else(|| arguments.device.clone());
-    let bitmaps = arguments.bitmap.map(|bitmap| vec![BlockDirtyBitmapOrStr::Local(bitmap)]);
+    let bitmaps = arguments
+        .bitmap
+        .map(|bitmap| vec![BlockDirtyBitmapOrStr::Local(bitmap)]);
     let nbd = BlockExportOptionsNbd {
         name: Some(name.clone()),
         description: arguments.description,
@@ -64,7 +69,9 @@ pub(super) fn remove_nbd(daemon: &Daemon, arguments: &NbdServerRemove) -> Result
     let id = &arguments.name;
     let (_, kind) = daemon.exports.find(id)?;
     if kind != BlockExportType::Nbd {
-        return Err(Error::generic(format!("Block export '{id}' is not an NBD export")));
+        return Err(Error::generic(format!(
+            "Block export '{id}' is not an NBD export"
+        )));
     }
     remove(daemon, id, arguments.mode)
 }
@@ -75,7 +82,9 @@ pub(super) fn delete(daemon: &Daemon, arguments: &BlockExportDel) -> Result<Empt
 }
 
 fn remove(daemon: &Daemon, id: &str, mode: Option<BlockExportRemoveMode>) -> Result<Empty, Error> {
-    daemon.exports.delete(daemon, id, mode.unwrap_or(BlockExportRemoveMode::Safe))?;
+    daemon
+        .exports
+        .delete(daemon, id, mode.unwrap_or(BlockExportRemoveMode::Safe))?;
     Ok(Empty {})
 }
 
@@ -83,7 +92,9 @@ fn remove(daemon: &Daemon, id: &str, mode: Option<BlockExportRemoveMode>) -> Res
 pub(crate) fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Empty, Error> {
     let several = matches!(options.iothread, Some(BlockExportIothreads::Multi(_)));
     if options.fixed_iothread == Some(true) && several {
-        return Err(Error::generic("Cannot use fixed-iothread for a multi-threaded export"));
+        return Err(Error::generic(
+            "Cannot use fixed-iothread for a multi-threaded export",
+        ));
     }
     let kind = options.export_type();
     let id = options.id;
@@ -91,7 +102,9 @@ pub(crate) fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Em
         return Err(Error::generic("Invalid block export id"));
     }
     if daemon.exports.has(&id) || daemon.quits() {
-        return Err(Error::generic(format!("Block export id '{id}' is already in use")));
+        return Err(Error::generic(format!(
+            "Block export id '{id}' is already in use"
+        )));
     }
     let node = daemon.graph.borrow().lookup("", &options.node_name)?;
     let writable = options.writable.unwrap_or(false);
@@ -106,7 +119,9 @@ pub(crate) fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Em
                 let message = "Export type does not support inactive exports";
                 return Err(Error::generic(message));
             }
-            return Err(Error::generic("No driver found for the requested export type"));
+            return Err(Error::generic(
+                "No driver found for the requested export type",
+            ));
         }
     };
     let purpose = Use::Direct(Claim {
@@ -117,11 +132,30 @@ pub(crate) fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Em
         // Clients were told the length.
         shared: Permissions::ALL.without(Permissions::RESIZE),
     });
-    let edge = daemon.graph.borrow_mut().attach(User::Block, node.name(), "root", purpose)?;
-    let offered = offer_nbd(daemon, &id, &node, &nbd, writable, options.writethrough, threads);
+    let edge = daemon
+        .graph
+        .borrow_mut()
+        .attach(User::Block, node.name(), "root", purpose)?;
+    let offered = offer_nbd(
+        daemon,
+        &id,
+        &node,
+        &nbd,
+        writable,
+        options.writethrough,
+        threads,
+    );
     match offered {
         Ok(export) => {
-            daemon.exports.add(daemon, Entry { export, kind, edge, iothreads });
+            daemon.exports.add(
+                daemon,
+                Entry {
+                    export,
+                    kind,
+                    edge,
+                    iothreads,
+                },
+            );
             tracing::info!(export = id, node = options.node_name, "export added");
             Ok(Empty {})
         }
@@ -146,7 +180,10 @@ fn iothreads(
         return Err(Error::generic("The set of I/O threads must not be empty"));
     }
     let objects = daemon.objects.borrow();
-    let threads = ids.iter().map(|id| objects.iothread(id)).collect::<Result<_, _>>()?;
+    let threads = ids
+        .iter()
+        .map(|id| objects.iothread(id))
+        .collect::<Result<_, _>>()?;
     Ok((threads, ids))
 }
 
@@ -167,7 +204,9 @@ fn offer_nbd(
     if let Some(description) = &nbd.description
         && description.len() > NBD_STRING_BYTES_MAX
     {
-        return Err(Error::generic(format!("description '{description}' too long")));
+        return Err(Error::generic(format!(
+            "description '{description}' too long"
+        )));
     }
     check_contexts(daemon, nbd)?;
     let export = Export::new(
@@ -194,17 +233,21 @@ fn check_contexts(daemon: &Daemon, nbd: &BlockExportOptionsNbd) -> Result<(), Er
             return Err(Error::generic(format!("Bitmap '{name}' is not found")));
         }
         Some(BlockDirtyBitmapOrStr::External(bitmap)) => {
-            return Err(Error::generic(match daemon.graph.borrow().find(&bitmap.node) {
-                Some(_) => format!("Dirty bitmap '{}' not found", bitmap.name),
-                None => format!("Node '{}' not found", bitmap.node),
-            }));
+            return Err(Error::generic(
+                match daemon.graph.borrow().find(&bitmap.node) {
+                    Some(_) => format!("Dirty bitmap '{}' not found", bitmap.name),
+                    None => format!("Node '{}' not found", bitmap.node),
+                },
+            ));
         }
         None => {}
     }
     match nbd.metadata_contexts.iter().flatten().next() {
         Some(context) => {
             let plugin = &context.plugin;
-            Err(Error::generic(format!("No metadata context plugin with id '{plugin}'")))
+            Err(Error::generic(format!(
+                "No metadata context plugin with id '{plugin}'"
+            )))
         }
         None => Ok(()),
     }

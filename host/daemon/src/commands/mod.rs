@@ -109,7 +109,9 @@ impl Handler for Control {
     }
 
     async fn object_add(&self, options: ObjectOptions) -> Outcome<Empty> {
-        crate::objects::add(&self.daemon, options).await.map(|()| Empty {})
+        crate::objects::add(&self.daemon, options)
+            .await
+            .map(|()| Empty {})
     }
     async fn object_del(&self, arguments: ObjectDel) -> Outcome<Empty> {
         crate::objects::delete(&self.daemon, &arguments.id).map(|()| Empty {})
@@ -125,6 +127,9 @@ impl Handler for Control {
         Ok(self.daemon.jobs.query())
     }
     async fn job_dismiss(&self, arguments: JobDismiss) -> Outcome<Empty> {
-        self.daemon.jobs.dismiss(&self.daemon, &arguments.id).map(|()| Empty {})
+        self.daemon
+            .jobs
+            .dismiss(&self.daemon, &arguments.id)
+            .map(|()| Empty {})
     }
 }

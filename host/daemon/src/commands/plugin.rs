@@ -13,7 +13,10 @@ pub(super) fn query(daemon: &Daemon) -> Result<Vec<PluginInfo>, Error> {
 }
 
 fn info(plugin: Info) -> PluginInfo {
-    let milliseconds = plugin.limits.call_time_max.map_or(0, |limit| limit.as_millis());
+    let milliseconds = plugin
+        .limits
+        .call_time_max
+        .map_or(0, |limit| limit.as_millis());
     PluginInfo {
         name: plugin.id,
         // The registry runs no other kind.

@@ -28,7 +28,12 @@ const PLUGIN: [(&str, &str); 4] = [
 pub(super) fn list(daemon: &Daemon, path: &str) -> Result<Vec<ObjectPropertyInfo>, Error> {
     let objects = daemon.objects.borrow();
     let mut properties = vec![property("type", "string".into())];
-    match path.trim_start_matches('/').split('/').collect::<Vec<_>>().as_slice() {
+    match path
+        .trim_start_matches('/')
+        .split('/')
+        .collect::<Vec<_>>()
+        .as_slice()
+    {
         [""] => {
             let containers = ["objects", "chardevs"];
             let child = |name: &&str| property(name, "child<container>".into());
@@ -40,7 +45,11 @@ pub(super) fn list(daemon: &Daemon, path: &str) -> Result<Vec<ObjectPropertyInfo
         }
         ["chardevs"] => {
             let chardevs = daemon.chardevs.borrow();
-            properties.extend(chardevs.ids().map(|id| property(id, "child<chardev>".into())));
+            properties.extend(
+                chardevs
+                    .ids()
+                    .map(|id| property(id, "child<chardev>".into())),
+            );
         }
         ["objects", id] | [id] => match objects.types().find(|(other, _)| other == id) {
             Some((_, "iothread")) => {
@@ -58,5 +67,10 @@ pub(super) fn list(daemon: &Daemon, path: &str) -> Result<Vec<ObjectPropertyInfo
 }
 
 fn property(name: &str, r#type: String) -> ObjectPropertyInfo {
-    ObjectPropertyInfo { name: name.to_owned(), r#type, description: None, default_value: None }
+    ObjectPropertyInfo {
+        name: name.to_owned(),
+        r#type,
+        description: None,
+        default_value: None,
+    }
 }

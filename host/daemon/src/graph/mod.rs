@@ -108,7 +108,9 @@ impl Graph {
             return Err(Error::generic("Node name too long"));
         }
         if self.is_taken(name) {
-            return Err(Error::generic(format!("Duplicate nodes with node-name='{name}'")));
+            return Err(Error::generic(format!(
+                "Duplicate nodes with node-name='{name}'"
+            )));
         }
         self.reserved.push(name.to_owned());
         Ok(())
@@ -118,8 +120,14 @@ impl Graph {
     pub(crate) fn reserve_implicit(&mut self) -> String {
         loop {
             self.names_made += 1;
-            let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let name = format!("#block{}{:02}", self.names_made, clock.subsec_micros() % 100);
+            let clock = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
+            let name = format!(
+                "#block{}{:02}",
+                self.names_made,
+                clock.subsec_micros() % 100
+            );
             if !self.is_taken(&name) {
                 self.reserved.push(name.clone());
                 return name;
@@ -145,7 +153,10 @@ impl Graph {
 
     /// Takes a node out, to be closed. Its name and its edges stay until [`Graph::forget`].
     pub(crate) fn take(&mut self, name: &str) -> Option<Arc<Node>> {
-        let at = self.entries.iter().position(|entry| entry.node.name() == name)?;
+        let at = self
+            .entries
+            .iter()
+            .position(|entry| entry.node.name() == name)?;
         self.reserved.push(name.to_owned());
         Some(self.entries.remove(at).node)
     }
@@ -162,7 +173,10 @@ impl Graph {
         let orphan = |child: &String| {
             !self.is_used(child) && self.find(child).is_some_and(|entry| !entry.owned)
         };
-        gone.into_iter().map(|edge| edge.child).filter(orphan).collect()
+        gone.into_iter()
+            .map(|edge| edge.child)
+            .filter(orphan)
+            .collect()
     }
 
     /// Whether `blockdev-del` may delete a node.
@@ -176,7 +190,9 @@ impl Graph {
             return Err(Error::node_in_use(name));
         }
         if !entry.owned {
-            return Err(Error::generic(format!("Node {name} is not owned by the monitor")));
+            return Err(Error::generic(format!(
+                "Node {name} is not owned by the monitor"
+            )));
         }
         if users().next().is_some() {
             return Err(Error::generic(format!("Block device {name} is in use")));
@@ -187,7 +203,10 @@ impl Graph {
     /// Nodes that no other node uses: the next ones to close at exit.
     pub(crate) fn roots(&self) -> Vec<String> {
         let names = self.entries.iter().map(|entry| entry.node.name());
-        names.filter(|name| !self.is_used(name)).map(str::to_owned).collect()
+        names
+            .filter(|name| !self.is_used(name))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Children of a node, with their roles.
@@ -222,7 +241,13 @@ impl Graph {
             Use::Storage { .. } => Use::Storage { writable: false },
             other => other,
         };
-        self.edges.push(Edge { id, user, child: child.to_owned(), role, purpose: first });
+        self.edges.push(Edge {
+            id,
+            user,
+            child: child.to_owned(),
+            role,
+            purpose: first,
+        });
         let checked = self.check_below(child).and_then(|()| {
             if let Some(edge) = self.edges.last_mut() {
                 edge.purpose = purpose;
@@ -260,15 +285,25 @@ impl Graph {
     fn check_below(&self, name: &str) -> Result<(), Error> {
         let claim = self.claim(name);
         let writes = !claim.required.and(Permissions::WRITE).is_empty();
-        if writes && self.find(name).is_some_and(|entry| entry.node.is_read_only()) {
+        if writes
+            && self
+                .find(name)
+                .is_some_and(|entry| entry.node.is_read_only())
+        {
             return Err(Error::generic("Block node is read-only"));
         }
         self.check_conflicts(name)?;
-        self.children(name).try_for_each(|(_, child)| self.check_below(child))
+        self.children(name)
+            .try_for_each(|(_, child)| self.check_below(child))
     }
 
     fn check_conflicts(&self, name: &str) -> Result<(), Error> {
-        let users: Vec<_> = self.edges.iter().rev().filter(|edge| edge.child == name).collect();
+        let users: Vec<_> = self
+            .edges
+            .iter()
+            .rev()
+            .filter(|edge| edge.child == name)
+            .collect();
         for one in &users {
             for other in users.iter().filter(|other| other.id != one.id) {
                 let required = self.edge_claim(one).required;

@@ -43,7 +43,9 @@ impl Permissions {
 
     /// `write, resize`.
     pub(crate) fn names(self) -> String {
-        let names = Self::NAMES.iter().filter(|(one, _)| !self.and(*one).is_empty());
+        let names = Self::NAMES
+            .iter()
+            .filter(|(one, _)| !self.and(*one).is_empty());
         names.map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
     }
 }
@@ -57,7 +59,10 @@ pub(crate) struct Claim {
 
 impl Claim {
     /// The claim of nobody.
-    pub(crate) const NONE: Self = Self { required: Permissions::NONE, shared: Permissions::ALL };
+    pub(crate) const NONE: Self = Self {
+        required: Permissions::NONE,
+        shared: Permissions::ALL,
+    };
 
     /// Both claims at once.
     pub(crate) const fn with(self, other: Self) -> Self {
@@ -95,7 +100,10 @@ impl Use {
         match self {
             Self::Direct(claim) => claim,
             Self::Filter => filter,
-            Self::Window => Claim { shared: filter.shared.without(Permissions::RESIZE), ..filter },
+            Self::Window => Claim {
+                shared: filter.shared.without(Permissions::RESIZE),
+                ..filter
+            },
             Self::Storage { writable } => Claim {
                 required: match writable {
                     true => filter.required.or(read).or(change),
@@ -133,7 +141,13 @@ mod tests {
         };
         assert_eq!(Use::Filter.claim(export), export);
         assert_eq!(Use::Filter.claim(Claim::NONE), Claim::NONE);
-        assert_eq!(Use::Window.claim(Claim::NONE).shared.names(), export.shared.names());
-        assert_eq!(Use::Backing.claim(export).required, Permissions::CONSISTENT_READ);
+        assert_eq!(
+            Use::Window.claim(Claim::NONE).shared.names(),
+            export.shared.names()
+        );
+        assert_eq!(
+            Use::Backing.claim(export).required,
+            Permissions::CONSISTENT_READ
+        );
     }
 }

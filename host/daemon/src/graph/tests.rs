@@ -14,7 +14,10 @@ fn with(names: &[&str]) -> Graph {
     let mut graph = Graph::default();
     for name in names {
         graph.reserve(name).unwrap();
-        let kind = Kind::Null { size: AtomicU64::new(512), zeroes: true };
+        let kind = Kind::Null {
+            size: AtomicU64::new(512),
+            zeroes: true,
+        };
         graph.insert(Entry {
             node: Node::new(name, "null-co", false, kind),
             owned: true,
@@ -51,13 +54,19 @@ fn conflicts_are_told_as_qemu_tells_them() {
     let storage = Use::Storage { writable: true };
     graph.attach(node("q"), "f", "file", storage).unwrap();
     assert_eq!(
-        graph.attach(User::Block, "f", "root", EXPORT).unwrap_err().desc,
+        graph
+            .attach(User::Block, "f", "root", EXPORT)
+            .unwrap_err()
+            .desc,
         "Permission conflict on node 'f': permissions 'write' are both required by an unnamed \
          block device (uses node 'f' as 'root' child) and unshared by node 'q' (uses node 'f' as \
          'file' child)."
     );
     assert_eq!(
-        graph.attach(node("q2"), "f", "file", storage).unwrap_err().desc,
+        graph
+            .attach(node("q2"), "f", "file", storage)
+            .unwrap_err()
+            .desc,
         "Permission conflict on node 'f': permissions 'write, resize' are both required by node \
          'q' (uses node 'f' as 'file' child) and unshared by node 'q2' (uses node 'f' as 'file' \
          child)."
@@ -70,9 +79,14 @@ fn conflicts_are_told_as_qemu_tells_them() {
 #[test]
 fn a_conflict_deeper_down_is_found() {
     let mut graph = with(&["f", "q", "r"]);
-    graph.attach(node("q"), "f", "file", Use::Storage { writable: true }).unwrap();
+    graph
+        .attach(node("q"), "f", "file", Use::Storage { writable: true })
+        .unwrap();
     graph.attach(node("r"), "f", "file", Use::Filter).unwrap();
-    let error = graph.attach(User::Block, "r", "root", EXPORT).unwrap_err().desc;
+    let error = graph
+        .attach(User::Block, "r", "root", EXPORT)
+        .unwrap_err()
+        .desc;
     assert_eq!(
         error,
         "Permission conflict on node 'f': permissions 'write' are both required by node 'r' (uses \
@@ -86,7 +100,10 @@ fn only_what_nobody_uses_is_deletable() {
     let error = |graph: &Graph, name: &str| graph.check_deletable(name).unwrap_err().desc;
     graph.attach(node("r"), "f", "file", Use::Filter).unwrap();
     let export = graph.attach(User::Block, "r", "root", EXPORT).unwrap();
-    assert_eq!(error(&graph, "zz"), "Failed to find node with node-name='zz'");
+    assert_eq!(
+        error(&graph, "zz"),
+        "Failed to find node with node-name='zz'"
+    );
     assert_eq!(error(&graph, "f"), "Block device f is in use");
     assert_eq!(error(&graph, "r"), "Node r is in use");
     assert_eq!(graph.roots(), Vec::<String>::new());

@@ -22,7 +22,10 @@ const READ_BYTES: usize = 4096;
 
 /// Serves a client until it leaves or is dropped.
 pub(super) async fn serve(monitor: &Monitor, client: Client) {
-    let Client { mut reader, mut writer } = client;
+    let Client {
+        mut reader,
+        mut writer,
+    } = client;
     let output = Rc::new(Output::new(&monitor.name, monitor.pretty));
     monitor.events.subscribe(&output);
     let mut session = Session::new(true);
@@ -104,7 +107,11 @@ async fn handle(
         }
         Incoming::Run(request) => {
             let (done, answered) = oneshot::channel();
-            let job = Job { request, output: output.clone(), done };
+            let job = Job {
+                request,
+                output: output.clone(),
+                done,
+            };
             monitor.jobs.send(job).is_ok() && answered.await.is_ok()
         }
     }

@@ -58,7 +58,12 @@ impl Dispatcher {
 }
 
 async fn execute(control: &Control, job: Job) {
-    let Request { id, name, arguments, .. } = job.request;
+    let Request {
+        id,
+        name,
+        arguments,
+        ..
+    } = job.request;
     let outcome = match Command::from_request(&name, &arguments) {
         Ok(command) => command.run(control).await,
         Err(error) => Err(error),

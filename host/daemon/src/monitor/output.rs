@@ -67,7 +67,11 @@ impl Output {
         if self.closed.get() {
             return;
         }
-        let bytes = if self.pretty { wire::pretty(message) } else { wire::line(message) };
+        let bytes = if self.pretty {
+            wire::pretty(message)
+        } else {
+            wire::line(message)
+        };
         let mut pending = self.pending.borrow_mut();
         // The answer to one command may be of any length: only what is on top of a full queue is
         // too much.
@@ -156,7 +160,6 @@ impl Output {
         pending.iter().take(CHUNK_BYTES).copied().collect()
     }
 }
-
 
 #[cfg(test)]
 mod tests {

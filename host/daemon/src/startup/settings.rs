@@ -65,7 +65,12 @@ impl Settings {
         daemonize: bool,
         jobs: mpsc::UnboundedSender<Job>,
     ) -> Self {
-        Self { daemon, daemonize, jobs, monitors: Vec::new() }
+        Self {
+            daemon,
+            daemonize,
+            jobs,
+            monitors: Vec::new(),
+        }
     }
 
     /// From now on monitors are answered.
@@ -116,7 +121,10 @@ impl Settings {
     }
 
     async fn object(&self, text: &str) -> Result<Applied, Error> {
-        match text.strip_suffix(",help").or_else(|| text.strip_suffix(",?")) {
+        match text
+            .strip_suffix(",help")
+            .or_else(|| text.strip_suffix(",?"))
+        {
             Some("iothread" | "qom-type=iothread") => return Ok(Applied::Print(IOTHREAD.into())),
             Some("wasm-plugin" | "qom-type=wasm-plugin") => {
                 return Ok(Applied::Print(WASM_PLUGIN.into()));
@@ -131,7 +139,10 @@ impl Settings {
     async fn chardev(&self, setting: &Setting) -> Result<(), String> {
         let parsed = chardev::parse(&setting.value).map_err(sentence)?;
         for warning in &parsed.warnings {
-            eprintln!("{}", complaint(Some(&setting.typed), &format!("warning: {warning}")));
+            eprintln!(
+                "{}",
+                complaint(Some(&setting.typed), &format!("warning: {warning}"))
+            );
         }
         self.daemon.chardevs.borrow().check_id(&parsed.id)?;
         let source = match parsed.backend {
@@ -152,13 +163,19 @@ impl Settings {
                 let address =
                     addresses::listen_on(address, &mut self.daemon.inherited.borrow_mut())?;
                 let listener = Listener::bind(address)?;
-                let mut source = Source::Listener { listener, first: None };
+                let mut source = Source::Listener {
+                    listener,
+                    first: None,
+                };
                 if wait {
                     let message = format!(
                         "info: QEMU waiting for connection on: disconnected:{shown},server=on"
                     );
                     eprintln!("{}", complaint(Some(&setting.typed), &message));
-                    source.await_first().await.map_err(|error| error.to_string())?;
+                    source
+                        .await_first()
+                        .await
+                        .map_err(|error| error.to_string())?;
                 }
                 source
             }
@@ -179,7 +196,12 @@ impl Settings {
             None | Some("control" | "readline") => {}
             Some(other) => return Err(Error::bad_enum("mode", other)),
         }
-        let source = self.daemon.chardevs.borrow_mut().take(&name).map_err(Error::generic)?;
+        let source = self
+            .daemon
+            .chardevs
+            .borrow_mut()
+            .take(&name)
+            .map_err(Error::generic)?;
         if mode.as_deref() == Some("readline") {
             return Err(Error::generic("Only QMP is supported"));
         }

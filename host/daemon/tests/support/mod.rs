@@ -25,7 +25,11 @@ pub fn has(tool: &str) -> bool {
         .status()
         .is_ok_and(|status| status.success());
     if !found {
-        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{tool} is missing in CI");
+        assert_ne!(
+            std::env::var("CI").as_deref(),
+            Ok("true"),
+            "{tool} is missing in CI"
+        );
         eprintln!("SKIPPED: {tool} is not installed");
     }
     found
@@ -63,9 +67,16 @@ impl Qmp {
         };
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let writer = stream.try_clone().unwrap();
-        let mut qmp = Self { reader: BufReader::new(stream), writer, events: VecDeque::new() };
+        let mut qmp = Self {
+            reader: BufReader::new(stream),
+            writer,
+            events: VecDeque::new(),
+        };
         let greeting = qmp.read().unwrap();
-        assert!(greeting["QMP"]["version"]["qemu"]["major"].is_number(), "{greeting}");
+        assert!(
+            greeting["QMP"]["version"]["qemu"]["major"].is_number(),
+            "{greeting}"
+        );
         qmp
     }
 
@@ -113,7 +124,10 @@ impl Qmp {
     #[track_caller]
     pub fn ok(&mut self, command: &str, arguments: Value) -> Value {
         let answer = self.execute(command, arguments);
-        answer.get("return").cloned().unwrap_or_else(|| panic!("{command}: {answer}"))
+        answer
+            .get("return")
+            .cloned()
+            .unwrap_or_else(|| panic!("{command}: {answer}"))
     }
 
     /// The sentence of the error that is expected.
@@ -121,7 +135,8 @@ impl Qmp {
     pub fn err(&mut self, command: &str, arguments: Value) -> String {
         let answer = self.execute(command, arguments);
         let desc = answer["error"]["desc"].as_str();
-        desc.unwrap_or_else(|| panic!("{command}: {answer}")).to_owned()
+        desc.unwrap_or_else(|| panic!("{command}: {answer}"))
+            .to_owned()
     }
 
     /// The next event, which has this name; returns its data.
@@ -199,7 +214,13 @@ impl Daemon {
 
     pub fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-s", name, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 }
 
