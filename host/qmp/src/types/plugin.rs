@@ -61,6 +61,8 @@ qapi! {
         Memory = "memory",
         /// It described an extent that cannot be.
         BadExtent = "bad-extent",
+        /// It answered outside the contract in another way.
+        BadAnswer = "bad-answer",
         /// It used a file or a function that it was not granted.
         Denied = "denied",
     }
