@@ -12,7 +12,7 @@
 use crate::Errno;
 use crate::format::{Call, Fault, FaultKind, Format, FormatError, FormatFuture, SlotRange, TxnOp};
 
-use super::verify::{Claims, Pending, Verifier};
+use super::verify::{Claims, Pending};
 use super::{Cut, Image, ImageState, Plugin};
 
 /// How often a call is made if the plugin faults.
@@ -41,7 +41,7 @@ impl Image {
     where
         T: Send,
         F: for<'a> Fn(&'a mut dyn Format) -> FormatFuture<'a, Call<T>> + Sync,
-        C: Fn(&Verifier, &T, &Pending) -> Result<Claims, Fault> + Sync,
+        C: Fn(&Plugin, &T, &Pending) -> Result<Claims, Fault> + Sync,
     {
         match self.ask_once(plugin, &call, &check).await {
             Err(FormatError::Fault(_)) if tries == Tries::Twice => {
@@ -60,12 +60,12 @@ impl Image {
     where
         T: Send,
         F: for<'a> Fn(&'a mut dyn Format) -> FormatFuture<'a, Call<T>> + Sync,
-        C: Fn(&Verifier, &T, &Pending) -> Result<Claims, Fault> + Sync,
+        C: Fn(&Plugin, &T, &Pending) -> Result<Claims, Fault> + Sync,
     {
         let Call { value, txn } = self.call_once(plugin, call).await?;
         let checked = self
             .check_txn(plugin, &txn)
-            .and_then(|pending| Ok((check(&plugin.verifier, &value, &pending)?, pending)));
+            .and_then(|pending| Ok((check(plugin, &value, &pending)?, pending)));
         let (claims, pending) = match checked {
             Ok(checked) => checked,
             Err(fault) => return Err(self.lie(plugin, fault)),

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use crate::format::{DiscardKind, Extent};
 use crate::{ByteRange, Errno};
 
-use super::Image;
 use super::ask::Tries;
-use super::verify::{Pending, Verifier};
+use super::verify::Pending;
+use super::{Image, Plugin};
 
 /// Guest bytes per plugin call: others wait for the range only so long, and the
 /// overlay is looked at in between.
@@ -73,9 +73,11 @@ impl Image {
             &mut plugin,
             Tries::Twice,
             |f| f.discard(rest, kind),
-            |verifier: &Verifier, extents: &Vec<Extent>, pending: &Pending| {
+            |plugin: &Plugin, extents: &Vec<Extent>, pending: &Pending| {
                 let reach = |slot| self.files.reach(slot);
-                verifier.extents(rest, extents, near, pending, &reach)
+                plugin
+                    .verifier
+                    .extents(rest, extents, near, pending, &reach)
             },
         );
         let extents = discard.await.map_err(|e| e.errno())?;

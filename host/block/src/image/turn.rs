@@ -181,16 +181,16 @@ impl Image {
         plugin: &mut Plugin,
         intents: &[WriteIntent],
     ) -> Result<Prepared, Errno> {
-        // A fresh instance knows none of them, so none can be given out twice.
-        self.ensure_instance(plugin).await.map_err(|e| e.errno())?;
-        let taken: std::collections::HashSet<u64> = plugin.reserved.keys().copied().collect();
         let prepare = self.ask(
             plugin,
             Tries::Twice,
             |f| f.prepare_write(intents.to_vec()),
-            |verifier: &Verifier, placements: &Vec<Placement>, pending: &Pending| {
-                let is_taken = |token| taken.contains(&token);
-                verifier.placements(intents, placements, pending, &is_taken)
+            |plugin: &Plugin, placements: &Vec<Placement>, pending: &Pending| {
+                // Of this instance: a fresh one may count from the start.
+                let is_taken = |token| plugin.reserved.contains_key(&token);
+                plugin
+                    .verifier
+                    .placements(intents, placements, pending, &is_taken)
             },
         );
         let placements = prepare.await.map_err(|e| e.errno())?;
@@ -247,8 +247,8 @@ impl Image {
             plugin,
             Tries::Once,
             |f| f.commit_write(tokens.clone()),
-            |verifier: &Verifier, extents: &Vec<Extent>, pending: &Pending| {
-                self.check_commit(verifier, placements, extents, pending)
+            |plugin: &Plugin, extents: &Vec<Extent>, pending: &Pending| {
+                self.check_commit(&plugin.verifier, placements, extents, pending)
             },
         );
         let committed = commit.await;

@@ -97,6 +97,26 @@ async fn a_trap_in_prepare_is_tried_again_and_leaks_nothing() {
 }
 
 #[tokio::test]
+async fn tokens_of_a_fresh_instance_may_be_those_of_the_last_one() {
+    let mut disk = disk().await;
+    let image = disk.node.image().unwrap().clone();
+    // A reservation that is neither committed nor aborted when the trap comes.
+    let intent = crate::format::WriteIntent {
+        range: ByteRange::between(131_072, 135_168),
+        kind: crate::format::WriteKind::Data,
+        stored_len: 0,
+    };
+    let prepared = image.prepare(intent).await.unwrap();
+    plan(&disk, Call::Prepare, Act::Trap);
+    disk.write(100_000, &[1; 8192], false).await.unwrap();
+    assert_eq!(faults(&disk), [FaultKind::Trap]);
+    let (p, _) = prepared.placements[0];
+    let committed = image.commit(vec![p], prepared.generation).await;
+    assert_eq!(committed, Err(crate::image::turn::Uncommitted::Stale));
+    disk.compare_all().await;
+}
+
+#[tokio::test]
 async fn a_trap_in_commit_refuses_writes_and_reads_go_on() {
     let mut disk = disk().await;
     disk.write(80_000, &[3; 100], false).await.unwrap();
