@@ -124,11 +124,12 @@ impl Exports {
     }
 
     async fn close_where(&self, daemon: &Daemon, wanted: impl Fn(&Entry) -> bool) {
-        let list = self.list.borrow();
-        // Newest first, as QEMU does.
-        let closing = list.iter().rev().filter(|entry| wanted(entry));
-        let closing: Vec<_> = closing.map(|entry| entry.export.clone()).collect();
-        drop(list);
+        let closing: Vec<_> = {
+            let list = self.list.borrow();
+            // Newest first, as QEMU does.
+            let closing = list.iter().rev().filter(|entry| wanted(entry));
+            closing.map(|entry| entry.export.clone()).collect()
+        };
         for export in &closing {
             self.shut_down(daemon, export);
         }

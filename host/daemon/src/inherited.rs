@@ -32,12 +32,10 @@ impl Inherited {
         if number < FIRST || self.taken.contains(&number) {
             return Err(no_socket);
         }
-        // SAFETY: borrowed for one question only; a number that is not open makes it fail, and
-        // nothing else runs yet that could close it meanwhile.
-        let is_socket = {
-            let fd = unsafe { BorrowedFd::borrow_raw(number) };
-            rustix::net::sockopt::socket_type(fd).is_ok_and(|_| is_foreign(fd))
-        };
+        // SAFETY: borrowed for the questions of the next line only; a number that is not open makes
+        // them fail.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        let is_socket = rustix::net::sockopt::socket_type(fd).is_ok() && is_foreign(fd);
         if !is_socket {
             return Err(no_socket);
         }
