@@ -1,5 +1,7 @@
 //! Image locks beside QEMU's own processes, in both directions.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

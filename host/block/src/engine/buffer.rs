@@ -2,7 +2,7 @@
 //!
 //! A [`Buf`] is handed to an operation by value and comes back when it is done,
 //! so while an operation runs no safe code holds the bytes. The operation holds
-//! an [`IoMem`], which keeps the memory alive even if the future that waited
+//! an `IoMem`, which keeps the memory alive even if the future that waited
 //! for it is dropped.
 //!
 //! Invariant: an `IoMem` is made only inside this crate, from a buffer that its

@@ -101,10 +101,7 @@ impl Image {
             return Err(refused(Errno::Shutdown));
         }
         if self.state() == ImageState::Failed {
-            return Err(FormatError::Refused {
-                code: Errno::Io,
-                message: "The node failed after plugin faults; remove and add it again".to_owned(),
-            });
+            plugin.instance = None;
         }
         self.ensure_instance(plugin).await?;
         // Out of its place: if this future is dropped, the instance goes too,

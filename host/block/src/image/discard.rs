@@ -31,7 +31,6 @@ impl Image {
         };
         let mut at = inner.offset();
         while at < inner.end() {
-            self.make_room().await?;
             at = self
                 .with_space(|| self.discard_some(ByteRange::between(at, inner.end()), kind))
                 .await?;

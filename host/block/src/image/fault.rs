@@ -8,6 +8,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::Errno;
 use crate::format::{Fault, FaultKind, FormatError, FormatFiles, Geometry};
 
 use super::{Image, ImageState, Plugin};
@@ -55,6 +56,12 @@ impl Image {
     pub(super) async fn ensure_instance(&self, plugin: &mut Plugin) -> Result<(), FormatError> {
         if plugin.instance.is_some() {
             return Ok(());
+        }
+        if self.state() == ImageState::Failed {
+            return Err(FormatError::Refused {
+                code: Errno::Io,
+                message: "The node failed after plugin faults; remove and add it again".to_owned(),
+            });
         }
         // Also where the last one was dropped in the middle of a call.
         self.drop_instance(plugin);

@@ -1,7 +1,7 @@
 //! A node whose format is understood by a plugin.
 //!
 //! Any iothread may use it; hits of the extent map take no lock. Everything
-//! that needs the plugin goes through one async lock ([`Image::plugin`]), in
+//! that needs the plugin goes through one async lock (`Image::plugin`), in
 //! whose critical section the answer is verified, its transaction applied to
 //! the overlay and the extent map changed, so that the three never disagree.
 //!

@@ -290,15 +290,7 @@ impl Image {
         let mut claims = Claims::default();
         let mut covered = 0;
         for extent in extents {
-            let home = placements.iter().find(|p| p.covers.contains(extent.range));
-            let honest = home.is_some_and(|p| match extent.at {
-                Location::Raw { slot, offset, .. } => {
-                    slot == p.slot
-                        && offset == p.offset + (extent.range.offset() - p.covers.offset())
-                }
-                Location::Coded(c) => c.slot == p.slot && c.offset == p.offset,
-                _ => false,
-            });
+            let honest = is_where_written(placements, extent);
             if !honest {
                 return Err(bad(format!(
                     "{extent:?} is not where the payload was written"
@@ -323,6 +315,17 @@ impl Image {
     /// more.
     pub(super) fn remember(&self, plugin: &mut Plugin, asked: ByteRange, extents: &[Extent]) {
         let verifier = &mut plugin.verifier;
+        for extent in extents {
+            // A cluster that the file's end cuts may be written to its own end.
+            if let Location::Raw {
+                slot,
+                offset,
+                in_place: true,
+            } = extent.at
+            {
+                self.files.extend_reach(slot, offset + extent.range.len());
+            }
+        }
         self.map.insert(extents, asked, &mut |slot, file| {
             verifier.disown(slot, file);
         });
@@ -362,4 +365,31 @@ impl Image {
             plugin.verifier.disown(p.slot, file);
         }
     }
+}
+
+/// Does every byte of the extent live where its placement put it? Neighbours may
+/// be told as one extent.
+fn is_where_written(placements: &[Placement], extent: &Extent) -> bool {
+    let mut at = extent.range.offset();
+    while at < extent.range.end() {
+        let here = |p: &&Placement| (p.covers.offset()..p.covers.end()).contains(&at);
+        let Some(p) = placements.iter().find(here) else {
+            return false;
+        };
+        let told = match extent.at {
+            Location::Raw { slot, offset, .. } => {
+                let told = offset + (at - extent.range.offset());
+                slot == p.slot && told == p.offset + (at - p.covers.offset())
+            }
+            Location::Coded(c) => {
+                c.slot == p.slot && c.offset == p.offset && p.covers.contains(extent.range)
+            }
+            _ => false,
+        };
+        if !told {
+            return false;
+        }
+        at = p.covers.end();
+    }
+    true
 }

@@ -304,8 +304,8 @@ impl Toy {
                 report.allocated_clusters += 1;
             }
         }
-        for index in first as usize..used.len() {
-            if self.state.counts[index] > 0 && used[index] == 0 {
+        for (index, used) in used.into_iter().enumerate().skip(first as usize) {
+            if self.state.counts[index] > 0 && used == 0 {
                 report.leaks += 1;
                 if fix.leaks {
                     report.leaks_fixed += 1;

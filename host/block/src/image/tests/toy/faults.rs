@@ -9,6 +9,9 @@ use tokio::sync::oneshot;
 use crate::Errno;
 use crate::format::{Extent, FormatError, Placement};
 
+/// Changes an answer.
+type Change<T> = Box<dyn FnOnce(&mut Vec<T>) + Send>;
+
 /// A call of the seam.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Call {
@@ -31,9 +34,9 @@ pub(in super::super) enum Act {
     /// It waits first: told when it began, and until it may go on.
     Hang(oneshot::Sender<()>, oneshot::Receiver<()>),
     /// Its extents are changed.
-    Extents(Box<dyn FnOnce(&mut Vec<Extent>) + Send>),
+    Extents(Change<Extent>),
     /// Its placements are changed.
-    Placements(Box<dyn FnOnce(&mut Vec<Placement>) + Send>),
+    Placements(Change<Placement>),
 }
 
 /// A mistake in how it orders its writes.
