@@ -54,6 +54,8 @@ pub struct Node {
     name: String,
     driver: String,
     read_only: bool,
+    /// `discard=unmap`: discards do something.
+    unmap: bool,
     kind: Kind,
 }
 
@@ -114,10 +116,24 @@ impl Node {
     /// A node of this kind. `driver` is QEMU's word.
     #[must_use]
     pub fn new(name: &str, driver: &str, read_only: bool, kind: Kind) -> Arc<Self> {
+        Self::with_discard(name, driver, read_only, true, kind)
+    }
+
+    /// The same; `unmap` tells whether discards reach it (`discard=unmap`) or
+    /// are ignored.
+    #[must_use]
+    pub fn with_discard(
+        name: &str,
+        driver: &str,
+        read_only: bool,
+        unmap: bool,
+        kind: Kind,
+    ) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
             driver: driver.to_owned(),
             read_only,
+            unmap,
             kind,
         })
     }
@@ -315,6 +331,9 @@ impl Node {
             if self.read_only {
                 return Err(Errno::Perm);
             }
+            if !self.unmap {
+                return Ok(());
+            }
             match &self.kind {
                 Kind::File(file) => file.discard(range).await,
                 Kind::Raw { child, offset, .. } => child.discard(shift(range, *offset)?).await,
@@ -345,6 +364,7 @@ impl Node {
             if self.read_only {
                 return Err(Errno::Perm);
             }
+            let may_unmap = may_unmap && self.unmap;
             match &self.kind {
                 Kind::File(file) => file.zero(range, may_unmap).await,
                 Kind::Raw { child, offset, .. } => {

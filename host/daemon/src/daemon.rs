@@ -37,7 +37,7 @@ pub(crate) struct Daemon {
     pub(crate) chardevs: RefCell<Chardevs>,
     pub(crate) inherited: RefCell<Inherited>,
     default_iothread: RefCell<Option<IoThread>>,
-    quits: Cell<bool>,
+    ending: Cell<bool>,
 }
 
 impl Daemon {
@@ -56,7 +56,7 @@ impl Daemon {
             chardevs: RefCell::default(),
             inherited: RefCell::default(),
             default_iothread: RefCell::default(),
-            quits: Cell::new(false),
+            ending: Cell::new(false),
         };
         (Rc::new(daemon), waiting)
     }
@@ -76,17 +76,16 @@ impl Daemon {
         Ok(slot.insert(started).clone())
     }
 
-    /// Closes all exports, as `quit` does before it is answered. Commands that wait for something
-    /// are not answered any more.
+    /// Closes all exports, as `quit` does before it is answered. No new ones are taken from now on.
     pub(crate) async fn close_exports(&self) {
-        self.quits.set(true);
+        self.ending.set(true);
         self.nbd.close(self).await;
         self.exports.close_all(self).await;
     }
 
     /// Whether the daemon is ending.
-    pub(crate) fn quits(&self) -> bool {
-        self.quits.get()
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.get()
     }
 
     /// Closes everything else; exports are closed already.

@@ -67,9 +67,16 @@ fn bundled() -> Vec<Bundled> {
     plugins.map(convert).collect()
 }
 
+/// Where compiled plugins are kept; set but empty: nowhere.
+const CACHE_VARIABLE: &str = "OUTPORTD_CACHE_DIR";
+
 /// Without a cache an operator's plugins are compiled at each start: slower, not wrong.
 fn cache() -> Option<CompileCache> {
-    let folder = CompileCache::default_dir()?;
+    let folder = match std::env::var_os(CACHE_VARIABLE) {
+        Some(folder) if folder.is_empty() => return None,
+        Some(folder) => folder.into(),
+        None => CompileCache::default_dir()?,
+    };
     match CompileCache::open(&folder) {
         Ok(cache) => Some(cache),
         Err(error) => {

@@ -68,9 +68,7 @@ async fn serve(args: Args) -> ExitCode {
     };
     let (daemon, events) = Daemon::new();
     tokio::task::spawn_local(daemon.events.clone().forward(events));
-    let control = Rc::new(Control {
-        daemon: daemon.clone(),
-    });
+    let control = Rc::new(Control::new(daemon.clone()));
     let (dispatcher, jobs) = Dispatcher::new(control);
 
     let mut pidfile = None;

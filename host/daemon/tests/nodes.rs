@@ -344,3 +344,123 @@ fn bundled_plugins_are_listed() {
     );
     assert_eq!(qcow2["drivers"], json!(["qcow2"]));
 }
+
+#[test]
+fn an_image_in_use_is_locked_against_other_processes() {
+    if !has("qemu-io") {
+        return;
+    }
+    let daemon = Daemon::start(&["--nbd-server", "addr.type=unix,addr.path={}/nbd"]);
+    file(&daemon.path("raw"), 1 << 20);
+    let path = daemon.text("raw");
+    let mut qmp = daemon.qmp();
+    qmp.ok(
+        "blockdev-add",
+        json!({"driver": "file", "node-name": "f", "filename": path}),
+    );
+    let write = || {
+        let arguments = ["-f", "raw", "-c", "write 0 512", &path];
+        let output = Command::new("qemu-io").args(arguments).output().unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(write(), "", "a node without users holds no lock");
+    let add = |read_only: bool| json!({"driver": "qcow2", "node-name": "q", "file": "f", "read-only": read_only});
+    qemu_img(&["create", "-q", "-f", "qcow2", &path, "1M"]);
+    qmp.ok("blockdev-del", json!({"node-name": "f"}));
+    qmp.ok(
+        "blockdev-add",
+        json!({"driver": "file", "node-name": "f", "filename": path}),
+    );
+    qmp.ok("blockdev-add", add(false));
+    assert!(
+        write().contains("Failed to get \"write\" lock"),
+        "{}",
+        write()
+    );
+    qmp.ok("blockdev-del", json!({"node-name": "q"}));
+    assert_eq!(write(), "");
+}
+
+#[test]
+fn discards_reach_the_file_only_if_asked_for() {
+    if !has("qemu-io") {
+        return;
+    }
+    for (discard, frees) in [("ignore", false), ("unmap", true)] {
+        let daemon = Daemon::start(&["--nbd-server", "addr.type=unix,addr.path={}/nbd"]);
+        std::fs::write(daemon.path("raw"), vec![7; 1 << 20]).unwrap();
+        let mut qmp = daemon.qmp();
+        let inner = json!({"driver": "file", "filename": daemon.text("raw")});
+        let options = json!({"driver": "raw", "node-name": "r", "file": inner, "discard": discard});
+        qmp.ok("blockdev-add", options);
+        let export = json!({"type": "nbd", "id": "e", "node-name": "r", "writable": true});
+        qmp.ok("block-export-add", export);
+        let uri = format!("nbd+unix:///r?socket={}", daemon.text("nbd"));
+        let output = Command::new("qemu-io")
+            .args([
+                "-d",
+                "unmap",
+                "-f",
+                "raw",
+                &uri,
+                "-c",
+                "discard 0 1M",
+                "-c",
+                "flush",
+            ])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let bytes = std::fs::read(daemon.path("raw")).unwrap();
+        assert_eq!(
+            bytes.iter().all(|byte| *byte == 0),
+            frees,
+            "discard={discard}"
+        );
+    }
+}
+
+#[test]
+fn a_pinned_plugin_replaces_a_bundled_one_while_it_is_there() {
+    if !has("qemu-img") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let bundled = outport_plugins::bundled()
+        .iter()
+        .find(|it| it.name == "qcow2")
+        .unwrap();
+    std::fs::write(daemon.path("plugin.wasm"), bundled.wasm).unwrap();
+    let image = daemon.text("image");
+    qemu_img(&["create", "-q", "-f", "qcow2", &image, "1M"]);
+    let mut qmp = daemon.qmp();
+    let sha256 = qmp.ok("query-plugins", json!({}))[0]["sha256"].clone();
+    let mut object = json!({"qom-type": "wasm-plugin", "id": "mine",
+        "filename": daemon.text("plugin.wasm")});
+    let unpinned = qmp.err("object-add", object.clone());
+    assert!(
+        unpinned.contains("parameter 'sha256' is missing"),
+        "{unpinned}"
+    );
+    object["sha256"] = json!("0".repeat(64));
+    assert!(
+        qmp.err("object-add", object.clone())
+            .contains("was asked for")
+    );
+    object["sha256"] = sha256;
+    qmp.ok("object-add", object);
+    let options = json!({"driver": "qcow2", "node-name": "q",
+        "file": {"driver": "file", "filename": image}});
+    qmp.ok("blockdev-add", options);
+    let in_use = "object 'mine' is in use, can not be deleted";
+    assert_eq!(qmp.err("object-del", json!({"id": "mine"})), in_use);
+    qmp.ok("blockdev-del", json!({"node-name": "q"}));
+    qmp.ok("object-del", json!({"id": "mine"}));
+    assert_eq!(
+        qmp.ok("qom-list", json!({"path": "/objects"}))
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+}

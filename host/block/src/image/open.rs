@@ -79,7 +79,9 @@ impl Image {
         for child in asked {
             let node = children.child(&child)?;
             let what = match (child.kind, node) {
-                (_, None) if child.required => {
+                // Without a backing image the rest reads as zeroes: the
+                // operator may want that (`"backing": null`).
+                (ChildKind::Storage, None) if child.required => {
                     return Err(Error::new(
                         ErrorKind::Invalid,
                         format!("Node '{node_name}': the image needs '{}'", child.id),

@@ -159,8 +159,12 @@ impl Opening<'_> {
             given,
             wanted: None,
         };
+        let mode = ImageMode {
+            writable,
+            unmap: common.unmap,
+        };
         for _ in 0..=NAMED_FILES_MAX {
-            let attempt = self.attempt(name, &factory, &options, writable, &primary, children);
+            let attempt = self.attempt(name, &factory, &options, mode, &primary, children);
             match attempt.await? {
                 Attempt::Open(made) => return Ok(made),
                 Attempt::Wants(mut back, wanted) => {
@@ -184,10 +188,11 @@ impl Opening<'_> {
         name: &str,
         factory: &Arc<WasmFormatFactory>,
         options: &Value,
-        writable: bool,
+        mode: ImageMode,
         primary: &Arc<Node>,
         mut children: Children,
     ) -> Result<Attempt, Error> {
+        let ImageMode { writable, unmap } = mode;
         let events = self.daemon.events.sender();
         let (name, options) = (name.to_owned(), options.to_string());
         let (factory, primary) = (factory.clone(), primary.clone());
@@ -219,7 +224,8 @@ impl Opening<'_> {
                 Some(Value::Object(facts)) => facts,
                 _ => Map::default(),
             };
-            let node = Node::new(&name, &driver, !writable, Kind::Image(Arc::new(image)));
+            let kind = Kind::Image(Arc::new(image));
+            let node = Node::with_discard(&name, &driver, !writable, unmap, kind);
             Ok(Attempt::Open(Made { node, facts }))
         });
         let gone = || Error::generic("The iothread that opens nodes is gone");
@@ -286,6 +292,13 @@ impl Opening<'_> {
         self.child(parent, "backing", child, inherited, Use::Backing)
             .await
     }
+}
+
+/// What may be done to an image.
+#[derive(Clone, Copy)]
+struct ImageMode {
+    writable: bool,
+    unmap: bool,
 }
 
 /// How one try to open an image ended.

@@ -38,11 +38,12 @@ pub(crate) async fn add(
     options: BlockdevOptions,
     mode: Mode,
 ) -> Result<(), Error> {
+    let mut opening = Opening::new(daemon, mode);
+    opening.check_driver(&options)?;
     if options.node_name.is_none() {
         let message = "'node-name' must be specified for the root node";
         return Err(Error::generic(message));
     }
-    let mut opening = Opening::new(daemon, mode);
     let added = opening.open(options, Inherited::default(), true).await;
     match added {
         Ok(_) => Ok(()),
@@ -66,12 +67,22 @@ pub(crate) async fn delete(daemon: &Daemon, name: &str) -> Result<(), Error> {
 /// Closes all nodes, parents before children: a parent writes its metadata into its children.
 pub(crate) async fn close_all(daemon: &Daemon) {
     loop {
-        let roots = daemon.graph.borrow().roots();
-        if roots.is_empty() {
+        let mut next = daemon.graph.borrow().roots();
+        if next.is_empty() {
+            // Children of what was still being opened when the daemon ended.
+            let graph = daemon.graph.borrow();
+            next.extend(
+                graph
+                    .newest_first()
+                    .map(|entry| entry.node.name().to_owned())
+                    .take(1),
+            );
+        }
+        if next.is_empty() {
             return;
         }
-        for root in roots {
-            close(daemon, root).await;
+        for name in next {
+            close(daemon, name).await;
         }
     }
 }

@@ -84,7 +84,7 @@ impl Opening<'_> {
             offset,
             size,
         };
-        Ok(Node::new(name, "raw", common.read_only, kind).into())
+        Ok(Node::with_discard(name, "raw", common.read_only, common.unmap, kind).into())
     }
 }
 

@@ -101,7 +101,10 @@ pub(crate) fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Em
     if !is_identifier(&id) {
         return Err(Error::generic("Invalid block export id"));
     }
-    if daemon.exports.has(&id) || daemon.quits() {
+    if daemon.is_ending() {
+        return Err(Error::generic("The daemon is ending"));
+    }
+    if daemon.exports.has(&id) {
         return Err(Error::generic(format!(
             "Block export id '{id}' is already in use"
         )));
@@ -241,6 +244,11 @@ fn check_contexts(daemon: &Daemon, nbd: &BlockExportOptionsNbd) -> Result<(), Er
             ));
         }
         None => {}
+    }
+    if nbd.allocation_depth == Some(true) {
+        return Err(Error::generic(
+            "Parameter 'allocation-depth' is not supported",
+        ));
     }
     match nbd.metadata_contexts.iter().flatten().next() {
         Some(context) => {

@@ -10,6 +10,7 @@ mod control;
 mod plugin;
 mod qom;
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use outport_qmp::types::Empty;
@@ -35,12 +36,20 @@ pub(crate) use control::version;
 /// Carries commands out.
 pub(crate) struct Control {
     pub(crate) daemon: Rc<Daemon>,
+    quit: Cell<bool>,
 }
 
 impl Control {
+    pub(crate) fn new(daemon: Rc<Daemon>) -> Self {
+        Self {
+            daemon,
+            quit: Cell::new(false),
+        }
+    }
+
     /// Whether `quit` was carried out: its answer is the last one.
     pub(crate) fn has_quit(&self) -> bool {
-        self.daemon.quits()
+        self.quit.get()
     }
 }
 
@@ -61,6 +70,7 @@ impl Handler for Control {
     }
     async fn quit(&self, _: Empty) -> Outcome<Empty> {
         self.daemon.close_exports().await;
+        self.quit.set(true);
         Ok(Empty {})
     }
 

@@ -170,6 +170,9 @@ impl Graph {
             .into_iter()
             .partition::<Vec<_>, _>(|edge| edge.user == user);
         self.edges = kept;
+        for edge in &gone {
+            self.unlock_below(&edge.child);
+        }
         let orphan = |child: &String| {
             !self.is_used(child) && self.find(child).is_some_and(|entry| !entry.owned)
         };
@@ -252,7 +255,8 @@ impl Graph {
             if let Some(edge) = self.edges.last_mut() {
                 edge.purpose = purpose;
             }
-            self.check_below(child)
+            self.check_below(child)?;
+            self.lock_below(child)
         });
         if let Err(error) = checked {
             self.detach(id);
@@ -263,7 +267,29 @@ impl Graph {
 
     /// Ends a use.
     pub(crate) fn detach(&mut self, id: EdgeId) {
-        self.edges.retain(|edge| edge.id != id);
+        let Some(at) = self.edges.iter().position(|edge| edge.id == id) else {
+            return;
+        };
+        let edge = self.edges.remove(at);
+        self.unlock_below(&edge.child);
+    }
+
+    /// Tells the files at and below a node what they are used for: other processes see it as locks.
+    fn lock_below(&self, name: &str) -> Result<(), Error> {
+        if let Some(file) = self.find(name).and_then(|entry| entry.node.host_file()) {
+            let claim = self.claim(name);
+            let locked = file.set_permissions(claim.required.as_lock(), claim.shared.as_lock());
+            locked.map_err(|error| Error::generic(error.to_string()))?;
+        }
+        self.children(name)
+            .try_for_each(|(_, child)| self.lock_below(child))
+    }
+
+    /// The same after a use ended: there is less to lock, so nobody can be in the way.
+    fn unlock_below(&self, name: &str) {
+        if let Err(error) = self.lock_below(name) {
+            tracing::warn!(node = name, %error, "image locks could not be given up");
+        }
     }
 
     /// What all users of a node together require and share.

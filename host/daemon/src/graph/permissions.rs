@@ -4,6 +4,8 @@
 //! users conflict if one requires what the other does not share. The words are QEMU's, because
 //! clients read them.
 
+use outport_block::file::Permissions as LockPermissions;
+
 /// A set of permissions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Permissions(u8);
@@ -39,6 +41,20 @@ impl Permissions {
 
     pub(crate) const fn is_empty(self) -> bool {
         self.0 == 0
+    }
+
+    /// In the block layer's form, for image locks.
+    pub(crate) fn as_lock(self) -> LockPermissions {
+        let pairs = [
+            (Self::CONSISTENT_READ, LockPermissions::CONSISTENT_READ),
+            (Self::WRITE, LockPermissions::WRITE),
+            (Self::WRITE_UNCHANGED, LockPermissions::WRITE_UNCHANGED),
+            (Self::RESIZE, LockPermissions::RESIZE),
+        ];
+        let held = pairs
+            .into_iter()
+            .filter(|(one, _)| !self.and(*one).is_empty());
+        held.fold(LockPermissions::NONE, |all, (_, lock)| all.union(lock))
     }
 
     /// `write, resize`.

@@ -184,7 +184,7 @@ mod tests {
     async fn a_client_that_never_reads_is_dropped() {
         let output = Output::new("c", false);
         let big = "x".repeat(1 << 20);
-        for _ in 0..17 {
+        for _ in 0..16 {
             output.push(&big);
             assert!(!output.is_closed());
         }

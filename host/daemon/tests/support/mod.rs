@@ -172,6 +172,7 @@ impl Daemon {
         let child = Command::new(OUTPORTD)
             .args(["--chardev", &chardev, "--monitor", "m"])
             .args(options.iter().map(|option| option.replace("{}", &path)))
+            .env("OUTPORTD_CACHE_DIR", "")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
