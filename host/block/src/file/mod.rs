@@ -274,6 +274,19 @@ impl HostFile {
         Finish::new(async move { inner.set_len(len).await })
     }
 
+    /// Does the file system say that the range is a hole? Costs a system call.
+    #[must_use]
+    pub fn is_hole(&self, range: ByteRange) -> bool {
+        use rustix::fs::{SeekFrom, seek};
+        if self.0.device {
+            return false;
+        }
+        match seek(&self.0.fd, SeekFrom::Data(range.offset())) {
+            Ok(start) => start >= range.end(),
+            Err(e) => e == rustix::io::Errno::NXIO,
+        }
+    }
+
     /// The next data at or after `offset`; `None`: only a hole to the end.
     pub fn next_data(&self, offset: u64) -> std::result::Result<Option<ByteRange>, Errno> {
         use rustix::fs::{SeekFrom, seek};

@@ -6,10 +6,11 @@
 
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use outport_block::node::Segment;
-use outport_block::{Buf, ByteRange, Errno};
+use outport_block::{Buf, ByteRange, Errno, Node};
 
 use super::connection::Shared;
 use super::out::Out;
@@ -21,6 +22,9 @@ use super::wire::Request;
 
 /// From this size on, reads of warm files are sent from the page cache.
 const SENDFILE_MIN: u64 = 16 << 10;
+
+/// From this size on, reads look for holes in sparse files.
+const HOLE_MIN: u64 = 64 << 10;
 
 /// Reads up to this size are copied into the reply batch.
 const INLINE_READ_MAX: u64 = 128 << 10;
@@ -162,7 +166,7 @@ fn read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange, ou
     // The check bounds a read by the maximum payload, which fits 32 bits.
     let len = range.len() as u32;
     let node = export.node();
-    if to.mode() != ReplyMode::Simple && node.is_known_zero(range) {
+    if to.mode() != ReplyMode::Simple && (node.is_known_zero(range) || is_hole(node, range)) {
         out.bytes(|bytes| to.hole(range.offset(), len, true, bytes));
         return;
     }
@@ -188,6 +192,18 @@ fn read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange, ou
         }
     }
     spawn_read(shared, to, checked, range);
+}
+
+/// Large reads ask the file system: what a hole does not transfer pays for it.
+fn is_hole(node: &Arc<Node>, range: ByteRange) -> bool {
+    range.len() >= HOLE_MIN
+        && match node.segment(range) {
+            Segment::File { node, offset, len } if len == range.len() => {
+                let part = ByteRange::between(offset, offset + len);
+                node.host_file().is_some_and(|file| file.is_hole(part))
+            }
+            _ => false,
+        }
 }
 
 /// Queue the range as pieces of warm files; `false`: it is not all that.
