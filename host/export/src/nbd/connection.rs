@@ -141,6 +141,7 @@ pub(super) async fn run(handover: Handover) {
         () = export.cut() => End::Export,
     };
     drop(connection);
+    pool::clear();
     drop(slot);
     match end {
         End::Client => tracing::debug!(export = export.name(), %peer, "connection closed"),

@@ -55,6 +55,11 @@ pub(super) fn give_back(buf: Buf) {
     });
 }
 
+/// A client left: what was kept for it goes, too. Others soon keep theirs.
+pub(super) fn clear() {
+    KEPT.take();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
