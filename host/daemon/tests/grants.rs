@@ -111,6 +111,7 @@ fn the_operator_grants_by_node_or_by_directory() {
     let nodes = qmp.ok("query-named-block-nodes", json!({"flat": true}));
     assert_eq!(nodes[0]["backing_file_depth"], 1, "{nodes}");
     qmp.ok("block-export-del", json!({"id": "e", "mode": "hard"}));
+    qmp.event("BLOCK_EXPORT_DELETED");
     qmp.ok("blockdev-del", json!({"node-name": "disk0"}));
     assert_eq!(qmp.ok("query-named-block-nodes", json!({})), json!([]));
 }
