@@ -76,11 +76,14 @@ impl Daemon {
         Ok(slot.insert(started).clone())
     }
 
-    /// Closes all exports, as `quit` does before it is answered. No new ones are taken from now on.
-    pub(crate) async fn close_exports(&self) {
+    /// Closes all exports and forgets the jobs, as `quit` does before it is answered. No new
+    /// exports
+    /// are taken from now on.
+    pub(crate) async fn wind_down(&self) {
         self.ending.set(true);
         self.nbd.close(self).await;
         self.exports.close_all(self).await;
+        self.jobs.forget_all(self);
     }
 
     /// Whether the daemon is ending.
@@ -88,9 +91,8 @@ impl Daemon {
         self.ending.get()
     }
 
-    /// Closes everything else; exports are closed already.
+    /// Closes the nodes; nobody uses them any more.
     pub(crate) async fn close(&self) {
-        self.jobs.forget_all(self);
         crate::blockdev::close_all(self).await;
     }
 }

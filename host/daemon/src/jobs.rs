@@ -86,19 +86,18 @@ impl Jobs {
         Ok(())
     }
 
-    /// Forgets what concluded, at exit.
+    /// Forgets what concluded, newest first; the daemon ends.
     pub(crate) fn forget_all(&self, daemon: &Daemon) {
-        let concluded = |job: &&Job| job.status == JobStatus::Concluded;
-        let ids: Vec<_> = self
-            .list
-            .borrow()
+        let list = self.list.borrow();
+        let concluded = list
             .iter()
             .rev()
-            .filter(concluded)
-            .map(|job| job.id.clone())
-            .collect();
+            .filter(|job| job.status == JobStatus::Concluded);
+        let ids: Vec<_> = concluded.map(|job| job.id.clone()).collect();
+        drop(list);
         for id in ids {
             self.enter(daemon, &id, JobStatus::Null);
+            self.list.borrow_mut().retain(|job| job.id != id);
         }
     }
 

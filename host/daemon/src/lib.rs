@@ -1,7 +1,7 @@
 //! The daemon: everything of `outportd` but its `main`.
 //!
 //! ```text
-//! args -- startup --> Daemon { graph, exports, objects, jobs, nbd, events }  <-- commands -- monitor
+//! args -- startup -> Daemon { graph, exports, objects, jobs, nbd, events } <- commands <- monitor
 //!                        |  control plane: one thread, one tokio runtime, no locks
 //!                        `--> iothreads (outport_block), NBD connections (outport_export)
 //! ```
@@ -31,6 +31,7 @@ mod nbd_server;
 mod nodes;
 mod objects;
 mod pidfile;
+mod plugin_check;
 mod plugins;
 mod policy;
 mod signals;

@@ -16,6 +16,7 @@ use crate::commands::Control;
 use crate::daemon::Daemon;
 use crate::daemonize::{self, Side};
 use crate::monitor::{Dispatcher, Job};
+use crate::plugin_check;
 use crate::pidfile::Pidfile;
 use crate::signals::Signals;
 use crate::{PROGRAM, logging};
@@ -26,6 +27,10 @@ use settings::{Applied, Settings};
 
 /// Runs the daemon with these arguments until it ends.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(code) = plugin_check::asked(&arguments) {
+        return code;
+    }
     let args = match args::parse(arguments) {
         Parsed::Run(args) => args,
         Parsed::Print(text) => {
@@ -139,7 +144,7 @@ async fn start(
 
 /// Closes everything in order.
 async fn end(daemon: &Daemon) {
-    daemon.close_exports().await;
+    daemon.wind_down().await;
     daemon.events.last_words().await;
     daemon.close().await;
 }

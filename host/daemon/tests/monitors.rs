@@ -6,7 +6,8 @@ mod support;
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::*;
@@ -124,7 +125,7 @@ fn a_client_that_never_reads_is_dropped_and_holds_up_nobody() {
     (&flood)
         .write_all(b"{\"execute\": \"qmp_capabilities\"}")
         .unwrap();
-    // Each answer has some hundred KiB; nobody reads them.
+    // Each answer has some 30 KiB; nobody reads them.
     while (&flood)
         .write_all(b"{\"execute\": \"query-qmp-schema\"}\n")
         .is_ok()
@@ -161,4 +162,59 @@ fn garbage_is_survived() {
         errors += 1;
     }
     assert!(errors >= 3, "{errors}");
+}
+
+#[test]
+fn a_slow_command_holds_up_only_its_own_monitor() {
+    let daemon = Daemon::start(&[
+        "--chardev",
+        "socket,id=n,path={}/qmp2,server=on,wait=off",
+        "--monitor",
+        "n",
+    ]);
+    let bundled = outport_plugins::bundled()
+        .iter()
+        .find(|it| it.name == "qcow2")
+        .unwrap();
+    std::fs::write(daemon.path("plugin.wasm"), bundled.wasm).unwrap();
+    let mut slow = daemon.qmp();
+    let mut other = Qmp::negotiated(&daemon.path("qmp2"));
+    let sha256 = slow.ok("query-plugins", json!({}))[0]["sha256"].clone();
+    // Compiling it takes a tenth of a second and more.
+    let arguments = json!({"qom-type": "wasm-plugin", "id": "slow", "sha256": sha256,
+        "filename": daemon.text("plugin.wasm")});
+    let add = json!({"execute": "object-add", "arguments": arguments});
+    let start = Instant::now();
+    slow.send(add.to_string().as_bytes());
+    let arguments = json!({"driver": "null-co", "node-name": "n"});
+    other.ok("blockdev-add", arguments);
+    let answered = start.elapsed();
+    assert_eq!(slow.answer().unwrap(), json!({"return": {}}));
+    let added = start.elapsed();
+    assert!(answered < added / 2, "{answered:?} of {added:?}");
+}
+
+#[test]
+fn standard_input_is_a_monitor_too() {
+    let mut child = Command::new(OUTPORTD)
+        .args([
+            "--chardev",
+            "stdio,id=c",
+            "--monitor",
+            "chardev=c,pretty=on",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin
+        .write_all(b"{'execute': 'qmp_capabilities'}{'execute': 'quit', 'id': 'x'}")
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.starts_with("{\r\n    \"QMP\": {\r\n"), "{said}");
+    assert!(said.contains("\"id\": \"x\""), "{said}");
+    drop(stdin);
 }

@@ -18,7 +18,7 @@ use outport_qmp::types::qcow2::BlockdevOptionsQcow2;
 use serde_json::{Map, Value};
 
 use super::children::{Children, Given, Wanted, image_path, shown};
-use super::common::{Common, Inherited};
+use super::base::{Common, Inherited};
 use super::{Made, Opening, control_error, native};
 use crate::graph::{Entry, Use, User};
 

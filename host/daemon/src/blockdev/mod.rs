@@ -6,7 +6,7 @@
 //! is opened whose name only an image told.
 
 mod children;
-mod common;
+mod base;
 mod format;
 mod native;
 
@@ -20,8 +20,8 @@ use outport_qmp::types::block_core::{BlockdevDriverOptions, BlockdevOptions, Blo
 
 use crate::daemon::Daemon;
 use crate::graph::{Entry, Use, User};
-use common::Common;
-pub(crate) use common::Inherited;
+use base::Common;
+pub(crate) use base::Inherited;
 pub(crate) use native::create_file;
 
 /// The error of the block layer in QMP's form: it has QEMU's words already.

@@ -14,7 +14,7 @@ use outport_qmp::types::block_core::{
 use outport_qmp::types::block_create::{BlockdevCreateOptionsFile, PreallocMode};
 use rustix::fs::FallocateFlags;
 
-use super::common::Common;
+use super::base::Common;
 use super::{Made, Opening, control_error};
 use crate::graph::Use;
 

@@ -109,24 +109,17 @@ pub(crate) fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Em
             "Block export id '{id}' is already in use"
         )));
     }
+    let BlockExportBranch::Nbd(nbd) = options.branch else {
+        return Err(Error::generic(
+            "No driver found for the requested export type",
+        ));
+    };
     let node = daemon.graph.borrow().lookup("", &options.node_name)?;
     let writable = options.writable.unwrap_or(false);
     if writable && node.is_read_only() {
         return Err(Error::generic("Cannot export read-only node as writable"));
     }
     let (threads, iothreads) = iothreads(daemon, options.iothread)?;
-    let nbd = match options.branch {
-        BlockExportBranch::Nbd(nbd) => nbd,
-        BlockExportBranch::VhostUserBlk(_) | BlockExportBranch::Fuse(_) => {
-            if options.allow_inactive == Some(true) {
-                let message = "Export type does not support inactive exports";
-                return Err(Error::generic(message));
-            }
-            return Err(Error::generic(
-                "No driver found for the requested export type",
-            ));
-        }
-    };
     let purpose = Use::Direct(Claim {
         required: match writable {
             true => Permissions::CONSISTENT_READ.or(Permissions::WRITE),

@@ -69,7 +69,7 @@ impl Handler for Control {
         Ok(outport_qmp::commands::schema())
     }
     async fn quit(&self, _: Empty) -> Outcome<Empty> {
-        self.daemon.close_exports().await;
+        self.daemon.wind_down().await;
         self.quit.set(true);
         Ok(Empty {})
     }

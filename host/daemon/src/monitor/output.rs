@@ -13,7 +13,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 /// With more than this to read first, a client's next command waits. Enough for the largest answer
-/// (`query-qmp-schema` has some 200 KiB) several times over.
+/// (`query-qmp-schema` has some 30 KiB) many times over.
 pub(crate) const COMMANDS_WAIT_BYTES: usize = 1 << 20;
 
 /// With more than this to read, a client is dropped: only events can grow the queue past

@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Nothing here takes longer unless it hangs.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-pub const OUTPORTD: &str = env!("CARGO_BIN_EXE_outportd");
-pub const QSD: &str = "qemu-storage-daemon";
+pub(crate) const OUTPORTD: &str = env!("CARGO_BIN_EXE_outportd");
+pub(crate) const QSD: &str = "qemu-storage-daemon";
 
 /// Whether a tool is there; says so if it is not. In CI that is a failure.
-pub fn has(tool: &str) -> bool {
+pub(crate) fn has(tool: &str) -> bool {
     let found = Command::new("sh")
         .args(["-c", &format!("command -v {tool}")])
         .stdout(Stdio::null())
@@ -37,7 +37,7 @@ pub fn has(tool: &str) -> bool {
 
 /// Waits until `condition` holds.
 #[track_caller]
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < DEADLINE, "never happened: {what}");
@@ -46,17 +46,17 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// A client of one monitor.
-pub struct Qmp {
+pub(crate) struct Qmp {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
     /// Events that came before answers.
-    pub events: VecDeque<Value>,
+    pub(crate) events: VecDeque<Value>,
 }
 
 impl Qmp {
     /// Connects and reads the greeting.
     #[track_caller]
-    pub fn connect(path: &Path) -> Self {
+    pub(crate) fn connect(path: &Path) -> Self {
         let start = Instant::now();
         let stream = loop {
             match UnixStream::connect(path) {
@@ -82,29 +82,29 @@ impl Qmp {
 
     /// Connects and negotiates.
     #[track_caller]
-    pub fn negotiated(path: &Path) -> Self {
+    pub(crate) fn negotiated(path: &Path) -> Self {
         let mut qmp = Self::connect(path);
         qmp.ok("qmp_capabilities", json!({}));
         qmp
     }
 
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.writer.write_all(bytes).unwrap();
     }
 
-    pub fn half_close(&self) {
+    pub(crate) fn half_close(&self) {
         self.writer.shutdown(std::net::Shutdown::Write).unwrap();
     }
 
     /// The next message; `None` at the end.
-    pub fn read(&mut self) -> Option<Value> {
+    pub(crate) fn read(&mut self) -> Option<Value> {
         let mut line = String::new();
         self.reader.read_line(&mut line).unwrap();
         (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
     }
 
     /// The next answer; events are kept.
-    pub fn answer(&mut self) -> Option<Value> {
+    pub(crate) fn answer(&mut self) -> Option<Value> {
         loop {
             let message = self.read()?;
             if message.get("event").is_none() {
@@ -115,14 +115,14 @@ impl Qmp {
     }
 
     #[track_caller]
-    pub fn execute(&mut self, command: &str, arguments: Value) -> Value {
+    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Value {
         let line = json!({"execute": command, "arguments": arguments});
         self.send(format!("{line}\n").as_bytes());
         self.answer().expect("an answer")
     }
 
     #[track_caller]
-    pub fn ok(&mut self, command: &str, arguments: Value) -> Value {
+    pub(crate) fn ok(&mut self, command: &str, arguments: Value) -> Value {
         let answer = self.execute(command, arguments);
         answer
             .get("return")
@@ -132,7 +132,7 @@ impl Qmp {
 
     /// The sentence of the error that is expected.
     #[track_caller]
-    pub fn err(&mut self, command: &str, arguments: Value) -> String {
+    pub(crate) fn err(&mut self, command: &str, arguments: Value) -> String {
         let answer = self.execute(command, arguments);
         let desc = answer["error"]["desc"].as_str();
         desc.unwrap_or_else(|| panic!("{command}: {answer}"))
@@ -141,7 +141,7 @@ impl Qmp {
 
     /// The next event, which has this name; returns its data.
     #[track_caller]
-    pub fn event(&mut self, name: &str) -> Value {
+    pub(crate) fn event(&mut self, name: &str) -> Value {
         let event = match self.events.pop_front() {
             Some(event) => event,
             None => self.read().expect("an event"),
@@ -152,7 +152,7 @@ impl Qmp {
 }
 
 /// A running daemon; killed with the test.
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     folder: TempDir,
 }
@@ -160,12 +160,12 @@ pub struct Daemon {
 impl Daemon {
     /// Starts outportd with a monitor and these further options. `{}` in them is the folder.
     #[track_caller]
-    pub fn start(options: &[&str]) -> Self {
+    pub(crate) fn start(options: &[&str]) -> Self {
         Self::start_with(options, tempfile::tempdir().unwrap())
     }
 
     #[track_caller]
-    pub fn start_with(options: &[&str], folder: TempDir) -> Self {
+    pub(crate) fn start_with(options: &[&str], folder: TempDir) -> Self {
         let path = folder.path().to_str().unwrap().to_owned();
         let chardev = format!("socket,id=m,path={path}/qmp,server=on,wait=off");
         let stderr = std::fs::File::create(folder.path().join("stderr")).unwrap();
@@ -181,39 +181,39 @@ impl Daemon {
         Self { child, folder }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     #[track_caller]
-    pub fn qmp(&self) -> Qmp {
+    pub(crate) fn qmp(&self) -> Qmp {
         Qmp::negotiated(&self.path("qmp"))
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.path("stderr")).unwrap()
     }
 
-    pub fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
 
     /// Waits for the end.
     #[track_caller]
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         eventually("the daemon ends", || self.has_ended());
         self.child.wait().unwrap()
     }
 
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
         assert!(
             Command::new("kill")
@@ -236,26 +236,26 @@ impl Drop for Daemon {
 }
 
 /// A file of `len` bytes.
-pub fn file(path: &Path, len: u64) {
+pub(crate) fn file(path: &Path, len: u64) {
     std::fs::File::create(path).unwrap().set_len(len).unwrap();
 }
 
 /// Runs `qemu-img`.
 #[track_caller]
-pub fn qemu_img(arguments: &[&str]) {
+pub(crate) fn qemu_img(arguments: &[&str]) {
     let output = Command::new("qemu-img").args(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {output:?}");
 }
 
 /// An NBD client that has named its export and stays.
-pub struct Nbd {
+pub(crate) struct Nbd {
     stream: UnixStream,
 }
 
 impl Nbd {
     /// Enters `export`; `None` if the server refuses.
     #[track_caller]
-    pub fn enter(path: &Path, export: &str) -> Option<Self> {
+    pub(crate) fn enter(path: &Path, export: &str) -> Option<Self> {
         let mut stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let mut greeting = [0; 18];
@@ -285,7 +285,7 @@ impl Nbd {
     }
 
     /// Reads; `None` if the server hung up or said no.
-    pub fn read(&mut self, offset: u64, len: u32) -> Option<Vec<u8>> {
+    pub(crate) fn read(&mut self, offset: u64, len: u32) -> Option<Vec<u8>> {
         let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
         request.extend([0, 0, 0, 0]);
         request.extend(1_u64.to_be_bytes());
@@ -304,7 +304,7 @@ impl Nbd {
     }
 
     /// Whether the server has hung up.
-    pub fn is_cut(&mut self) -> bool {
+    pub(crate) fn is_cut(&mut self) -> bool {
         matches!(self.stream.read(&mut [0]), Ok(0) | Err(_))
     }
 }
