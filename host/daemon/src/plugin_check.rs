@@ -13,7 +13,9 @@ const OPTION: &str = "--plugin-check";
 
 /// Judges the file if that is what was asked for.
 pub(crate) fn asked(arguments: &[OsString]) -> Option<ExitCode> {
-    let [option, file] = arguments else { return None };
+    let [option, file] = arguments else {
+        return None;
+    };
     (option == OsStr::new(OPTION)).then(|| match judge(file) {
         Ok(code) => code,
         Err(sentence) => {

@@ -16,8 +16,8 @@ use crate::commands::Control;
 use crate::daemon::Daemon;
 use crate::daemonize::{self, Side};
 use crate::monitor::{Dispatcher, Job};
-use crate::plugin_check;
 use crate::pidfile::Pidfile;
+use crate::plugin_check;
 use crate::signals::Signals;
 use crate::{PROGRAM, logging};
 

@@ -17,8 +17,8 @@ use outport_qmp::types::block_core::{
 use outport_qmp::types::qcow2::BlockdevOptionsQcow2;
 use serde_json::{Map, Value};
 
-use super::children::{Children, Given, Wanted, image_path, shown};
 use super::base::{Common, Inherited};
+use super::children::{Children, Given, Wanted, image_path, shown};
 use super::{Made, Opening, control_error, native};
 use crate::graph::{Entry, Use, User};
 

@@ -5,8 +5,8 @@
 //! opened, entered. Invariant: a node that could not be added leaves nothing behind, and no file
 //! is opened whose name only an image told.
 
-mod children;
 mod base;
+mod children;
 mod format;
 mod native;
 
