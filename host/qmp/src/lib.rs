@@ -1,7 +1,7 @@
 //! QMP without I/O: everything about the protocol that is not a socket.
 //!
 //! ```text
-//! bytes ── wire::Reader ──► Value ── envelope::Session ──► Request ── commands::Command ──► Handler
+//! bytes -- wire::Reader -> Value -- envelope::Session -> Request -- commands::Command -> Handler
 //! bytes ◄── wire::line ── Value ◄── envelope::{reply, event} ◄────────────────────────────────┘
 //! options of a command line ── keyval ──► Value ── de (Mode::Keyval) ──► the same types
 //! ```

@@ -444,7 +444,10 @@ impl Qcow2 {
             None => self.merged(reservation, guest, old),
         };
         self.set_cluster(txn.files(), table, guest, new)?;
-        let kept = |host: Host| matches!(new, Cluster::Standard { host: Some(h), .. } if h.offset == host.offset);
+        let kept = |host: Host| match new {
+            Cluster::Standard { host: Some(new), .. } => new.offset == host.offset,
+            _ => false,
+        };
         match old {
             Cluster::Standard {
                 host: Some(host), ..

@@ -2,13 +2,13 @@
 //! repair leaves.
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
-mod common;
+mod disk;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Host, Rng, ok, qemu_check, requires, run};
+use disk::{Host, Rng, ok, qemu_check, requires, run};
 use outport_plugin_qcow2::Qcow2;
 use outport_sdk::{
     CheckReport, Files, Format, Grant, Granted, Repair, Result, SlotRange, Stage, WritableFormat,

@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
-mod common;
+mod disk;
 
 use std::path::Path;
 
-use common::{Host, ok, qemu_check, qemu_io, requires, run};
+use disk::{Host, ok, qemu_check, qemu_io, requires, run};
 use outport_plugin_qcow2::Qcow2;
 use outport_sdk::CreatableFormat;
 use serde_json::{Value, json};
