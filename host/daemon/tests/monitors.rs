@@ -172,18 +172,13 @@ fn a_slow_command_holds_up_only_its_own_monitor() {
         "--monitor",
         "n",
     ]);
-    let bundled = outport_plugins::bundled()
-        .iter()
-        .find(|it| it.name == "qcow2")
-        .unwrap();
-    std::fs::write(daemon.path("plugin.wasm"), bundled.wasm).unwrap();
     let mut slow = daemon.qmp();
     let mut other = Qmp::negotiated(&daemon.path("qmp2"));
-    let sha256 = slow.ok("query-plugins", json!({}))[0]["sha256"].clone();
+    let mut object = plugin_object(&daemon, "slow");
+    let refusal = slow.err("object-add", object.clone());
+    pin(&mut object, &refusal);
     // Compiling it takes a tenth of a second and more.
-    let arguments = json!({"qom-type": "wasm-plugin", "id": "slow", "sha256": sha256,
-        "filename": daemon.text("plugin.wasm")});
-    let add = json!({"execute": "object-add", "arguments": arguments});
+    let add = json!({"execute": "object-add", "arguments": object});
     let start = Instant::now();
     slow.send(add.to_string().as_bytes());
     let arguments = json!({"driver": "null-co", "node-name": "n"});

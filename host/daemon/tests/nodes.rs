@@ -426,17 +426,10 @@ fn a_pinned_plugin_replaces_a_bundled_one_while_it_is_there() {
         return;
     }
     let daemon = Daemon::start(&[]);
-    let bundled = outport_plugins::bundled()
-        .iter()
-        .find(|it| it.name == "qcow2")
-        .unwrap();
-    std::fs::write(daemon.path("plugin.wasm"), bundled.wasm).unwrap();
     let image = daemon.text("image");
     qemu_img(&["create", "-q", "-f", "qcow2", &image, "1M"]);
     let mut qmp = daemon.qmp();
-    let sha256 = qmp.ok("query-plugins", json!({}))[0]["sha256"].clone();
-    let mut object = json!({"qom-type": "wasm-plugin", "id": "mine",
-        "filename": daemon.text("plugin.wasm")});
+    let mut object = plugin_object(&daemon, "mine");
     let unpinned = qmp.err("object-add", object.clone());
     assert!(
         unpinned.contains("parameter 'sha256' is missing"),
@@ -447,7 +440,7 @@ fn a_pinned_plugin_replaces_a_bundled_one_while_it_is_there() {
         qmp.err("object-add", object.clone())
             .contains("was asked for")
     );
-    object["sha256"] = sha256;
+    pin(&mut object, &unpinned);
     qmp.ok("object-add", object);
     let options = json!({"driver": "qcow2", "node-name": "q",
         "file": {"driver": "file", "filename": image}});

@@ -247,6 +247,26 @@ pub(crate) fn qemu_img(arguments: &[&str]) {
     assert!(output.status.success(), "{arguments:?}: {output:?}");
 }
 
+/// The arguments of `object-add` for the bundled qcow2 plugin as an operator's, not pinned yet.
+pub(crate) fn plugin_object(daemon: &Daemon, id: &str) -> Value {
+    let bundled = outport_plugins::bundled()
+        .iter()
+        .find(|it| it.name == "qcow2")
+        .unwrap();
+    let path = daemon.path("plugin.wasm");
+    std::fs::write(&path, bundled.wasm).unwrap();
+    json!({"qom-type": "wasm-plugin", "id": id, "filename": path})
+}
+
+/// Pins the object to the hash that the refusal to load it unpinned tells.
+#[track_caller]
+pub(crate) fn pin(object: &mut Value, refusal: &str) {
+    let (_, rest) = refusal
+        .split_once("The file has ")
+        .expect("the refusal tells the hash");
+    object["sha256"] = json!(rest.split_once(';').unwrap().0);
+}
+
 /// An NBD client that has named its export and stays.
 pub(crate) struct Nbd {
     stream: UnixStream,
