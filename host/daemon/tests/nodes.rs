@@ -364,14 +364,14 @@ fn an_image_in_use_is_locked_against_other_processes() {
         String::from_utf8(output.stderr).unwrap()
     };
     assert_eq!(write(), "", "a node without users holds no lock");
-    let add = |read_only: bool| json!({"driver": "qcow2", "node-name": "q", "file": "f", "read-only": read_only});
+    let format = json!({"driver": "qcow2", "node-name": "q", "file": "f"});
     qemu_img(&["create", "-q", "-f", "qcow2", &path, "1M"]);
     qmp.ok("blockdev-del", json!({"node-name": "f"}));
     qmp.ok(
         "blockdev-add",
         json!({"driver": "file", "node-name": "f", "filename": path}),
     );
-    qmp.ok("blockdev-add", add(false));
+    qmp.ok("blockdev-add", format);
     assert!(
         write().contains("Failed to get \"write\" lock"),
         "{}",

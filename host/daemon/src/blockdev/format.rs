@@ -375,7 +375,8 @@ mod tests {
         let schema = json!({"properties": {
             "n": {"type": "integer"},
             "b": {"type": "boolean"},
-            "o": {"type": "object", "properties": {"s": {"type": "string"}, "n": {"type": "integer"}}},
+            "o": {"type": "object",
+                "properties": {"s": {"type": "string"}, "n": {"type": "integer"}}},
         }});
         let mut options = json!({"n": "5", "b": "on", "x": "5", "o": {"s": "5", "n": "x"}});
         typed_by_schema(options.as_object_mut().unwrap(), &schema);
