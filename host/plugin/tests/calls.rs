@@ -1,5 +1,7 @@
 //! Calls into a plugin that behaves, and what its neighbours notice of them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::sync::Arc;

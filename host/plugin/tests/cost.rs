@@ -2,6 +2,8 @@
 //!
 //! `cargo test --release -p outport-plugin --test cost -- --ignored --nocapture`
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::hint::black_box;
@@ -126,7 +128,7 @@ fn loading() {
     show(
         "engine and clock",
         best(5, 1, || {
-            drop(PluginRegistry::new(RegistryConfig::default()))
+            drop(PluginRegistry::new(RegistryConfig::default()));
         }),
     );
 
@@ -172,7 +174,7 @@ fn loading() {
         .map(|_| PluginRegistry::new(config.clone()).unwrap())
         .collect();
     let first = best(5, 1, || {
-        drop(registries.pop().unwrap().format(name).unwrap())
+        drop(registries.pop().unwrap().format(name).unwrap());
     });
     show("bundled: deserialise, hash, link, describe", first);
 

@@ -1,5 +1,7 @@
 //! Which plugins are taken, which are refused, and in which words.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::fs;

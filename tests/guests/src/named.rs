@@ -45,7 +45,9 @@ pub fn panics() -> Vec<u8> {
 
 /// Never returns.
 pub fn spins() -> Vec<u8> {
-    reader("spins").body("resolve", "(loop $l (br $l)) unreachable").component()
+    reader("spins")
+        .body("resolve", "(loop $l (br $l)) unreachable")
+        .component()
 }
 
 /// Takes memory until there is no more, then gives up as an allocator would.
@@ -84,7 +86,10 @@ pub fn huge_list() -> Vec<u8> {
 /// Answers with a list that ends past its memory.
 pub fn list_out_of_bounds() -> Vec<u8> {
     reader("list-out-of-memory-bounds")
-        .body("resolve", "(i32.store (i32.const 260) (i32.const 0x7fffff00)) (i32.const 256)")
+        .body(
+            "resolve",
+            "(i32.store (i32.const 260) (i32.const 0x7fffff00)) (i32.const 256)",
+        )
         .component()
 }
 

@@ -46,37 +46,117 @@ const fn export(
     signature: &'static str,
     answer: &'static str,
 ) -> Export {
-    Export { interface, name, signature, answer }
+    Export {
+        interface,
+        name,
+        signature,
+        answer,
+    }
 }
 
 const READER: &[Export] = &[
     export("meta", "describe", "(result i32)", "i32.const 0"),
-    export("format-reader", "probe", "(param i32 i32 i64) (result i32)", "i32.const 77"),
+    export(
+        "format-reader",
+        "probe",
+        "(param i32 i32 i64) (result i32)",
+        "i32.const 77",
+    ),
     // No children.
-    export("format-reader", "open", "(param i32 i32 i32) (result i32)", "i32.const 128"),
-    export("format-reader", "activate", "(param i32 i32) (result i32)", "i32.const 160"),
-    export("format-reader", "resolve", "(param i64 i64) (result i32)", "i32.const 256"),
-    export("format-reader", "read-special", "(param i64 i64 i64) (result i32)", "i32.const 208"),
+    export(
+        "format-reader",
+        "open",
+        "(param i32 i32 i32) (result i32)",
+        "i32.const 128",
+    ),
+    export(
+        "format-reader",
+        "activate",
+        "(param i32 i32) (result i32)",
+        "i32.const 160",
+    ),
+    export(
+        "format-reader",
+        "resolve",
+        "(param i64 i64) (result i32)",
+        "i32.const 256",
+    ),
+    export(
+        "format-reader",
+        "read-special",
+        "(param i64 i64 i64) (result i32)",
+        "i32.const 208",
+    ),
     export("format-reader", "info", "(result i32)", "i32.const 224"),
 ];
 
 const WRITER: &[Export] = &[
-    export("format-writer", "prepare-write", "(param i32 i32) (result i32)", "i32.const 128"),
-    export("format-writer", "commit-write", "(param i32 i32) (result i32)", "i32.const 256"),
-    export("format-writer", "abort-write", "(param i32 i32) (result i32)", "i32.const 128"),
-    export("format-writer", "discard", "(param i64 i64 i32) (result i32)", "i32.const 256"),
-    export("format-writer", "reclaim", "(param i32 i32) (result i32)", "i32.const 128"),
+    export(
+        "format-writer",
+        "prepare-write",
+        "(param i32 i32) (result i32)",
+        "i32.const 128",
+    ),
+    export(
+        "format-writer",
+        "commit-write",
+        "(param i32 i32) (result i32)",
+        "i32.const 256",
+    ),
+    export(
+        "format-writer",
+        "abort-write",
+        "(param i32 i32) (result i32)",
+        "i32.const 128",
+    ),
+    export(
+        "format-writer",
+        "discard",
+        "(param i64 i64 i32) (result i32)",
+        "i32.const 256",
+    ),
+    export(
+        "format-writer",
+        "reclaim",
+        "(param i32 i32) (result i32)",
+        "i32.const 128",
+    ),
     export("format-writer", "flush", "(result i32)", "i32.const 128"),
-    export("format-writer", "resize", "(param i64) (result i32)", "i32.const 160"),
+    export(
+        "format-writer",
+        "resize",
+        "(param i64) (result i32)",
+        "i32.const 160",
+    ),
     // All zero: an empty report, and no next slice.
-    export("format-writer", "check", "(param i32 i64) (result i32)", "i32.const 1024"),
+    export(
+        "format-writer",
+        "check",
+        "(param i32 i64) (result i32)",
+        "i32.const 1024",
+    ),
     export("format-writer", "close", "(result i32)", "i32.const 128"),
 ];
 
 const CREATE: &[Export] = &[
-    export("format-create", "create-schema", "(result i32)", "i32.const 240"),
-    export("format-create", "measure", "(param i32 i32) (result i32)", "i32.const 160"),
-    export("format-create", "create", "(param i32 i32) (result i32)", "i32.const 128"),
+    export(
+        "format-create",
+        "create-schema",
+        "(result i32)",
+        "i32.const 240",
+    ),
+    export(
+        "format-create",
+        "measure",
+        "(param i32 i32) (result i32)",
+        "i32.const 160",
+    ),
+    export(
+        "format-create",
+        "create",
+        "(param i32 i32) (result i32)",
+        "i32.const 128",
+    ),
 ];
 
 const IMPORTS: &str = r#"
@@ -133,7 +213,14 @@ impl Guest {
         let schema = r#"{"type":"object","properties":{"lazy":{"type":"boolean"}},"#.to_owned()
             + r#""additionalProperties":false}"#;
         let (bodies, extra) = (BTreeMap::new(), String::new());
-        Self { world, name: name.into(), schema, bodies, extra, pages: 2 }
+        Self {
+            world,
+            name: name.into(),
+            schema,
+            bodies,
+            extra,
+            pages: 2,
+        }
     }
 
     /// Replace what an exported function does: Wasm text that leaves the
@@ -185,7 +272,10 @@ impl Guest {
             exports.extend(CREATE);
         }
         for name in self.bodies.keys() {
-            assert!(exports.iter().any(|e| e.name == name), "no function '{name}'");
+            assert!(
+                exports.iter().any(|e| e.name == name),
+                "no function '{name}'"
+            );
         }
         let mut text = format!(
             "(module {imports} (memory (export \"memory\") {}) {REALLOC} {}\n",
@@ -271,7 +361,9 @@ pub fn component_from_wat(text: &str, world: &str) -> Vec<u8> {
     let mut resolve = Resolve::default();
     let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wit");
     let (package, _) = resolve.push_dir(&wit).expect("wit/ parses");
-    let world = resolve.select_world(&[package], Some(world)).expect("the world exists");
+    let world = resolve
+        .select_world(&[package], Some(world))
+        .expect("the world exists");
     embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false)
         .expect("metadata");
     ComponentEncoder::default()
