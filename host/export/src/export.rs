@@ -209,7 +209,10 @@ mod tests {
     use super::*;
 
     fn export() -> Arc<Export> {
-        let null = Kind::Null { size: AtomicU64::new(1 << 20), zeroes: true };
+        let null = Kind::Null {
+            size: AtomicU64::new(1 << 20),
+            zeroes: true,
+        };
         let options = ExportOptions {
             id: "e".to_owned(),
             name: "e".to_owned(),
@@ -219,7 +222,11 @@ mod tests {
             multi_conn: true,
         };
         let iothread = IoThread::start("t").unwrap();
-        Export::new(Node::new("n", "null-co", false, null), options, vec![iothread])
+        Export::new(
+            Node::new("n", "null-co", false, null),
+            options,
+            vec![iothread],
+        )
     }
 
     #[tokio::test]

@@ -445,7 +445,9 @@ impl Qcow2 {
         };
         self.set_cluster(txn.files(), table, guest, new)?;
         let kept = |host: Host| match new {
-            Cluster::Standard { host: Some(new), .. } => new.offset == host.offset,
+            Cluster::Standard {
+                host: Some(new), ..
+            } => new.offset == host.offset,
             _ => false,
         };
         match old {

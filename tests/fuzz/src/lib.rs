@@ -32,7 +32,11 @@ impl Rng {
 
     /// A number below `end`; 0 if that is 0.
     pub fn below(&mut self, end: usize) -> usize {
-        if end == 0 { 0 } else { (self.next() % end as u64) as usize }
+        if end == 0 {
+            0
+        } else {
+            (self.next() % end as u64) as usize
+        }
     }
 }
 
@@ -93,9 +97,14 @@ pub fn mutate(rng: &mut Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
 
 /// Feed `target` until its time is up; prints the input that broke it.
 pub fn run(name: &str, seeds: &[Vec<u8>], target: impl Fn(&[u8])) {
-    let seconds: u64 =
-        std::env::var("FUZZ_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-    let seed: u64 = std::env::var("FUZZ_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    let seconds: u64 = std::env::var("FUZZ_SECONDS")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(1);
+    let seed: u64 = std::env::var("FUZZ_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(1);
     let mut rng = Rng::new(seed);
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut rounds = 0;
@@ -119,7 +128,9 @@ mod tests {
     fn a_planted_bug_is_found() {
         let seeds = [b"hello".to_vec()];
         let found = catch_unwind(|| {
-            run("planted", &seeds, |data| assert!(!data.starts_with(b"hellp"), "planted"));
+            run("planted", &seeds, |data| {
+                assert!(!data.starts_with(b"hellp"), "planted")
+            });
         });
         // One bit away from the seed: it must not take long.
         assert!(found.is_err());

@@ -75,11 +75,29 @@ fn nbd_requests() {
     };
     let prefixed = |body: Vec<u8>| [vec![0, 3], body].concat();
     let seeds = [
-        prefixed([request(0, 0, 0, 4096), request(1, 1, 512, 4), b"data".to_vec()].concat()),
-        prefixed([request(8, 7, 0, 65536), request(0, 3, 0, 0), request(0, 2, 0, 0)].concat()),
+        prefixed(
+            [
+                request(0, 0, 0, 4096),
+                request(1, 1, 512, 4),
+                b"data".to_vec(),
+            ]
+            .concat(),
+        ),
+        prefixed(
+            [
+                request(8, 7, 0, 65536),
+                request(0, 3, 0, 0),
+                request(0, 2, 0, 0),
+            ]
+            .concat(),
+        ),
         prefixed([request(2, 6, 0, 1 << 20), request(0, 4, 4096, 4096)].concat()),
     ];
-    run("nbd_requests", &seeds, outport_export::nbd::fuzzing::requests);
+    run(
+        "nbd_requests",
+        &seeds,
+        outport_export::nbd::fuzzing::requests,
+    );
 }
 
 /// Images that `qemu-img` made: the format's own corners.
@@ -107,7 +125,14 @@ fn images() -> Vec<Vec<u8>> {
             continue;
         };
         let _ = std::process::Command::new("qemu-io")
-            .args(["-f", "qcow2", "-c", "write -P 7 0 8k", "-c", "write -z 16k 4k"])
+            .args([
+                "-f",
+                "qcow2",
+                "-c",
+                "write -P 7 0 8k",
+                "-c",
+                "write -z 16k 4k",
+            ])
             .arg(&path)
             .output();
         let bytes = std::fs::read(&path).expect("the image that was just made");
@@ -119,15 +144,27 @@ fn images() -> Vec<Vec<u8>> {
 
 #[test]
 fn qcow2_header() {
-    run("qcow2_header", &images(), outport_plugin_qcow2::fuzzing::header);
+    run(
+        "qcow2_header",
+        &images(),
+        outport_plugin_qcow2::fuzzing::header,
+    );
 }
 
 #[test]
 fn qcow2_tables() {
-    run("qcow2_tables", &images(), outport_plugin_qcow2::fuzzing::tables);
+    run(
+        "qcow2_tables",
+        &images(),
+        outport_plugin_qcow2::fuzzing::tables,
+    );
 }
 
 #[test]
 fn qcow2_image() {
-    run("qcow2_image", &images(), outport_plugin_qcow2::fuzzing::image);
+    run(
+        "qcow2_image",
+        &images(),
+        outport_plugin_qcow2::fuzzing::image,
+    );
 }

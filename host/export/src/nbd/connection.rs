@@ -115,7 +115,14 @@ impl From<SysErrno> for End {
 
 /// The life of a connection, from hand-over to its end.
 pub(super) async fn run(handover: Handover) {
-    let Handover { fd, session, rest, user, peer, slot } = handover;
+    let Handover {
+        fd,
+        session,
+        rest,
+        user,
+        peer,
+        slot,
+    } = handover;
     let export = user.export().clone();
     let Ok(fd) = register(fd) else { return };
     let shared = Rc::new(Shared {
@@ -284,7 +291,11 @@ impl Connection {
             }
         };
         let writable = async {
-            if send { fd.writable().await.map(|_| ()) } else { std::future::pending().await }
+            if send {
+                fd.writable().await.map(|_| ())
+            } else {
+                std::future::pending().await
+            }
         };
         tokio::select! {
             biased;
@@ -351,9 +362,7 @@ impl Connection {
                 break;
             }
             moved = true;
-            if self.out.len() >= BATCH_BYTES
-                && self.out.send(self.fd.get_ref())? == Sent::Blocked
-            {
+            if self.out.len() >= BATCH_BYTES && self.out.send(self.fd.get_ref())? == Sent::Blocked {
                 self.clear_writable();
                 break;
             }
@@ -382,7 +391,12 @@ impl Connection {
                 self.large = Some(Pending::Payload(large));
                 false
             }
-            Pending::Payload(Large { request, checked, buf, .. }) => {
+            Pending::Payload(Large {
+                request,
+                checked,
+                buf,
+                ..
+            }) => {
                 serve::start_write(&self.shared, &request, checked, buf);
                 true
             }
@@ -401,7 +415,11 @@ impl Connection {
         let export = self.shared.user.export();
         match self.shared.session.check(&request, export.node().size()) {
             Ok(checked) => self.begin(&request, checked, header),
-            Err(Reject::Answer { errno, text, swallow }) => {
+            Err(Reject::Answer {
+                errno,
+                text,
+                swallow,
+            }) => {
                 export.stats().errors.fetch_add(1, Ordering::Relaxed);
                 let to = self.shared.session.reply_to(&request);
                 self.input.consume(header);
@@ -411,9 +429,9 @@ impl Connection {
                 }
                 Ok(true)
             }
-            Err(Reject::Disconnect(len)) => {
-                Err(End::Protocol(format!("a request declares {len} bytes of payload")))
-            }
+            Err(Reject::Disconnect(len)) => Err(End::Protocol(format!(
+                "a request declares {len} bytes of payload"
+            ))),
         }
     }
 
@@ -443,7 +461,12 @@ impl Connection {
         let have = payload.min(self.input.bytes().len());
         buf.as_mut_slice()[..have].copy_from_slice(&self.input.bytes()[..have]);
         self.input.consume(have);
-        self.large = Some(Pending::Payload(Large { request: *request, checked, buf, have }));
+        self.large = Some(Pending::Payload(Large {
+            request: *request,
+            checked,
+            buf,
+            have,
+        }));
         Ok(true)
     }
 }

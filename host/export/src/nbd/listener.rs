@@ -86,10 +86,18 @@ impl Listener {
     /// directory`.
     pub fn bind(address: Address) -> Result<Self, String> {
         match address {
-            Address::Inet { host, port, to, ipv4, ipv6 } => {
-                bind_tcp(&host, &port, to, ipv4, ipv6)
-            }
-            Address::Unix { path, is_abstract, tight } => bind_unix(&path, is_abstract, tight),
+            Address::Inet {
+                host,
+                port,
+                to,
+                ipv4,
+                ipv6,
+            } => bind_tcp(&host, &port, to, ipv4, ipv6),
+            Address::Unix {
+                path,
+                is_abstract,
+                tight,
+            } => bind_unix(&path, is_abstract, tight),
             Address::Fd(fd) => adopt(fd),
         }
     }
@@ -136,7 +144,10 @@ impl Listener {
                 // Replies are batched by us; the kernel must not wait for more.
                 stream.set_nodelay(true)?;
                 let fd = OwnedFd::from(stream.into_std()?);
-                Ok(Accepted { fd, peer: peer.to_string() })
+                Ok(Accepted {
+                    fd,
+                    peer: peer.to_string(),
+                })
             }
             Socket::Unix(unix) => {
                 let (stream, _) = unix.accept().await?;
@@ -144,7 +155,10 @@ impl Listener {
                     |_| "unix".to_owned(),
                     |c| format!("unix uid={} pid={}", c.uid(), c.pid().unwrap_or(0)),
                 );
-                Ok(Accepted { fd: OwnedFd::from(stream.into_std()?), peer })
+                Ok(Accepted {
+                    fd: OwnedFd::from(stream.into_std()?),
+                    peer,
+                })
             }
         }
     }
@@ -168,8 +182,7 @@ fn bind_tcp(
     ipv4: Option<bool>,
     ipv6: Option<bool>,
 ) -> Result<Listener, String> {
-    let unresolved =
-        |why: &str| format!("address resolution failed for {host}:{port}: {why}");
+    let unresolved = |why: &str| format!("address resolution failed for {host}:{port}: {why}");
     let first: u16 = match port.parse() {
         Ok(number) => number,
         Err(_) if port.bytes().all(|b| b.is_ascii_digit()) => {
@@ -184,7 +197,11 @@ fn bind_tcp(
         Err(_) => return Err(unresolved("Name or service not known")),
     };
     let wanted = |a: &SocketAddr| {
-        let (mine, other) = if a.is_ipv4() { (ipv4, ipv6) } else { (ipv6, ipv4) };
+        let (mine, other) = if a.is_ipv4() {
+            (ipv4, ipv6)
+        } else {
+            (ipv6, ipv4)
+        };
         mine.unwrap_or(other != Some(true))
     };
     let mut addresses: Vec<SocketAddr> = resolved.into_iter().filter(wanted).collect();
@@ -207,7 +224,9 @@ fn bind_tcp(
             }
         }
     }
-    let Some(e) = last else { return Err(unresolved("Name or service not known")) };
+    let Some(e) = last else {
+        return Err(unresolved("Name or service not known"));
+    };
     let what = if e.kind() == std::io::ErrorKind::AddrInUse {
         "Failed to find an available port"
     } else {
@@ -218,7 +237,11 @@ fn bind_tcp(
 
 fn listen_tcp(address: SocketAddr, dual: bool) -> std::io::Result<TcpListener> {
     use rustix::net::sockopt;
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&fd, true)?;
@@ -234,7 +257,11 @@ fn bind_unix(path: &Path, is_abstract: bool, tight: bool) -> Result<Listener, St
     let bytes = path.as_os_str().as_bytes();
     let too_long = || format!("UNIX socket path '{}' is too long", path.display());
     let fail = |e: std::io::Error| {
-        format!("Failed to bind socket to {}: {}", path.display(), reason(&e))
+        format!(
+            "Failed to bind socket to {}: {}",
+            path.display(),
+            reason(&e)
+        )
     };
     let address = if is_abstract {
         let mut name = bytes.to_vec();
@@ -261,17 +288,25 @@ fn bind_unix(path: &Path, is_abstract: bool, tight: bool) -> Result<Listener, St
     let file = if is_abstract {
         None
     } else {
-        std::fs::symlink_metadata(path).ok().map(|m| (path.to_owned(), m.ino()))
+        std::fs::symlink_metadata(path)
+            .ok()
+            .map(|m| (path.to_owned(), m.ino()))
     };
     let socket = UnixListener::from_std(fd.into()).map_err(fail)?;
     let abstract_name = is_abstract.then(|| path.to_owned());
-    Ok(Listener { socket: Socket::Unix(socket), file, abstract_name })
+    Ok(Listener {
+        socket: Socket::Unix(socket),
+        file,
+        abstract_name,
+    })
 }
 
 /// Remove a stale socket; refuse to remove anything else. (QEMU deletes a
 /// regular file at the path.)
 fn make_way(path: &Path) -> Result<(), String> {
-    let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(meta) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
     if !meta.file_type().is_socket() {
         return Err(format!(
             "Failed to bind socket to {}: the path exists and is no socket; remove it or choose \
@@ -304,7 +339,11 @@ fn adopt(fd: OwnedFd) -> Result<Listener, String> {
     } else {
         TcpListener::from_std(fd.into()).map(Socket::Tcp)
     };
-    Ok(Listener { socket: socket.map_err(fail)?, file: None, abstract_name })
+    Ok(Listener {
+        socket: socket.map_err(fail)?,
+        file: None,
+        abstract_name,
+    })
 }
 
 #[cfg(test)]
@@ -312,7 +351,11 @@ mod tests {
     use super::*;
 
     fn unix(path: &Path) -> Address {
-        Address::Unix { path: path.to_owned(), is_abstract: false, tight: true }
+        Address::Unix {
+            path: path.to_owned(),
+            is_abstract: false,
+            tight: true,
+        }
     }
 
     #[tokio::test]
@@ -347,7 +390,11 @@ mod tests {
             "Failed to bind socket to /nonexistent/s: No such file or directory"
         );
         let long = PathBuf::from("/".to_owned() + &"x".repeat(200));
-        assert!(Listener::bind(unix(&long)).unwrap_err().ends_with("is too long"));
+        assert!(
+            Listener::bind(unix(&long))
+                .unwrap_err()
+                .ends_with("is too long")
+        );
     }
 
     #[tokio::test]
@@ -364,7 +411,10 @@ mod tests {
         let first = bind(0, None).unwrap();
         let port = first.port().unwrap();
         let error = bind(port, None).unwrap_err();
-        assert_eq!(error, "Failed to find an available port: Address already in use");
+        assert_eq!(
+            error,
+            "Failed to find an available port: Address already in use"
+        );
         if let Some(to) = port.checked_add(50) {
             assert_ne!(bind(port, Some(to)).unwrap().port(), Some(port));
         }

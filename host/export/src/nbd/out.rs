@@ -25,7 +25,11 @@ enum Part {
     Bytes(Vec<u8>),
     Payload(Buf),
     /// A range of a host file, warm when it was queued.
-    File { node: Arc<Node>, offset: u64, left: u64 },
+    File {
+        node: Arc<Node>,
+        offset: u64,
+        left: u64,
+    },
     /// Zero bytes without a buffer of their own.
     Zeroes(u64),
 }
@@ -64,7 +68,10 @@ impl Out {
     /// Append through `write`; returns what it returned.
     pub(super) fn bytes<T>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
         if !matches!(self.parts.back(), Some(Part::Bytes(_))) {
-            let fresh = self.spare.take().unwrap_or_else(|| Vec::with_capacity(64 << 10));
+            let fresh = self
+                .spare
+                .take()
+                .unwrap_or_else(|| Vec::with_capacity(64 << 10));
             self.parts.push_back(Part::Bytes(fresh));
         }
         let Some(Part::Bytes(bytes)) = self.parts.back_mut() else {
@@ -86,7 +93,11 @@ impl Out {
     /// Append a file range.
     pub(super) fn file(&mut self, node: Arc<Node>, offset: u64, len: u64) {
         self.len += len;
-        self.parts.push_back(Part::File { node, offset, left: len });
+        self.parts.push_back(Part::File {
+            node,
+            offset,
+            left: len,
+        });
     }
 
     /// Append zero bytes.
@@ -187,7 +198,9 @@ impl Out {
         let Some(Part::File { node, offset, left }) = self.parts.front_mut() else {
             return Ok(());
         };
-        let Some(file) = node.host_file() else { return Err(SysErrno::IO) };
+        let Some(file) = node.host_file() else {
+            return Err(SysErrno::IO);
+        };
         let mut at = *offset;
         let count = (*left).min(1 << 30) as usize;
         let n = rustix::fs::sendfile(socket, file.as_fd(), Some(&mut at), count)? as u64;
@@ -205,4 +218,3 @@ impl Out {
         Ok(())
     }
 }
-

@@ -34,9 +34,7 @@ pub(super) fn take(len: usize) -> Buf {
         kept.bytes -= buf.capacity();
         Some(buf)
     });
-    let mut buf = kept.unwrap_or_else(|| {
-        Buf::zeroed(if len <= CLASS_MAX { class } else { len })
-    });
+    let mut buf = kept.unwrap_or_else(|| Buf::zeroed(if len <= CLASS_MAX { class } else { len }));
     buf.set_len(len);
     buf
 }

@@ -128,7 +128,9 @@ pub(super) fn small_payload(
 /// A write whose payload has its own buffer.
 pub(super) fn start_write(shared: &Rc<Shared>, request: &Request, checked: Checked, buf: Buf) {
     let to = shared.session.reply_to(request);
-    let Operation::Write { fua } = checked.operation else { return };
+    let Operation::Write { fua } = checked.operation else {
+        return;
+    };
     let stats = shared.user.export().stats();
     count(&stats.writes, 1);
     count(&stats.write_bytes, checked.length);
@@ -251,7 +253,10 @@ fn spawn_read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRan
         match node.read(range.offset(), buf).await {
             Ok(buf) => {
                 to.data(range.offset(), range.len() as u32, true, &mut head);
-                task.reply(Reply { head, payload: Some(buf) });
+                task.reply(Reply {
+                    head,
+                    payload: Some(buf),
+                });
             }
             Err(e) => {
                 task.error(to, checked.operation, e);
@@ -301,7 +306,10 @@ fn status(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange) 
             }
             extents.finish(&to, *id, n + 1 == ids.len(), &mut head);
         }
-        task.reply(Reply { head, payload: None });
+        task.reply(Reply {
+            head,
+            payload: None,
+        });
     });
 }
 
@@ -317,7 +325,10 @@ where
             Ok(()) => {
                 let mut head = Vec::with_capacity(32);
                 to.done(&mut head);
-                task.reply(Reply { head, payload: None });
+                task.reply(Reply {
+                    head,
+                    payload: None,
+                });
             }
             Err(e) => task.error(to, checked.operation, e),
         }
@@ -342,7 +353,10 @@ impl Task {
         count(&self.0.user.export().stats().errors, 1);
         let mut head = Vec::new();
         to.error(operation.wire_errno(e), &e.to_string(), &mut head);
-        self.reply(Reply { head, payload: None });
+        self.reply(Reply {
+            head,
+            payload: None,
+        });
     }
 }
 

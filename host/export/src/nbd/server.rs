@@ -35,7 +35,10 @@ pub struct ServerOptions {
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { max_connections: 100, handshake_max_seconds: 10 }
+        Self {
+            max_connections: 100,
+            handshake_max_seconds: 10,
+        }
     }
 }
 
@@ -44,7 +47,11 @@ struct Registry(RwLock<BTreeMap<String, Arc<Export>>>);
 
 impl Registry {
     fn get(&self, name: &str) -> Option<Arc<Export>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned()
     }
 }
 
@@ -81,10 +88,17 @@ fn info(export: &Export) -> ExportInfo {
         description: export.options().description.clone().unwrap_or_default(),
         size: node.size(),
         flags,
-        block_sizes: BlockSizes { preferred, ..BlockSizes::default() },
+        block_sizes: BlockSizes {
+            preferred,
+            ..BlockSizes::default()
+        },
         block_size_required: false,
         tls_only: false,
-        contexts: vec![ContextInfo { name: "base:allocation".to_owned(), id: 0, wide: false }],
+        contexts: vec![ContextInfo {
+            name: "base:allocation".to_owned(),
+            id: 0,
+            wide: false,
+        }],
     }
 }
 
@@ -104,8 +118,18 @@ impl Server {
         let registry = Arc::new(Registry::default());
         let listener = Arc::new(listener);
         let (stop, stopped) = watch::channel(false);
-        tokio::spawn(accept_loop(listener.clone(), registry.clone(), options, stopped));
-        Self { registry, listener, stop, options }
+        tokio::spawn(accept_loop(
+            listener.clone(),
+            registry.clone(),
+            options,
+            stopped,
+        ));
+        Self {
+            registry,
+            listener,
+            stop,
+            options,
+        }
     }
 
     /// The listener, for its URI and port.
@@ -125,7 +149,11 @@ impl Server {
     /// # Errors
     /// The name is taken.
     pub fn add(&self, export: Arc<Export>) -> Result<(), String> {
-        let mut exports = self.registry.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut exports = self
+            .registry
+            .0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         let name = export.name().to_owned();
         if exports.contains_key(&name) {
             return Err(format!("NBD server already has export named '{name}'"));
@@ -136,7 +164,11 @@ impl Server {
 
     /// Offer it no longer; clients inside are not affected.
     pub fn remove(&self, name: &str) {
-        self.registry.0.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.registry
+            .0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
     }
 
     /// Stop accepting, cut off clients in their handshake, and wait until they
@@ -214,10 +246,21 @@ async fn handshake(
         Ok(Err(reason)) => tracing::debug!(%peer, reason, "connection closed in its handshake"),
         Ok(Ok(negotiated)) => {
             let Negotiated { fd, session, rest } = negotiated;
-            let Some(export) = registry.get(&session.export().name) else { return };
+            let Some(export) = registry.get(&session.export().name) else {
+                return;
+            };
             let Some(user) = export.enter() else { return };
-            let handover = Handover { fd, session, rest, user, peer, slot };
-            export.next_iothread().spawn(move || connection::run(handover));
+            let handover = Handover {
+                fd,
+                session,
+                rest,
+                user,
+                peer,
+                slot,
+            };
+            export
+                .next_iothread()
+                .spawn(move || connection::run(handover));
         }
     }
 }
@@ -248,7 +291,11 @@ async fn negotiate(fd: OwnedFd, registry: &Registry) -> Result<Negotiated, Strin
             Step::Send => send(&fd, &haggle.take_output()).await?,
             Step::Enter(session) => {
                 let fd = fd.into_inner();
-                return Ok(Negotiated { fd, session, rest: input });
+                return Ok(Negotiated {
+                    fd,
+                    session,
+                    rest: input,
+                });
             }
             Step::Disconnect(reason) => {
                 let last = haggle.take_output();

@@ -1,11 +1,11 @@
 //! Which requests are allowed, and what the others are told.
 
 use super::*;
-use outport_block::Errno;
 use crate::nbd::exports::{BlockSizes, ExportFlags};
 use crate::nbd::haggle::testing::disk;
 use crate::nbd::limits::SWALLOW_MAX;
 use crate::nbd::wire::CommandFlags as F;
+use outport_block::Errno;
 
 const SIZE: u64 = 1 << 20;
 const MIB: u64 = 1 << 20;
