@@ -40,7 +40,8 @@ impl Server {
         self == Self::Qsd
     }
 
-    fn program(self) -> PathBuf {
+    /// The program's file.
+    pub fn program(self) -> PathBuf {
         if self.is_qsd() {
             return "qemu-storage-daemon".into();
         }

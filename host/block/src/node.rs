@@ -526,10 +526,23 @@ impl Node {
                 ErrorKind::Unsupported,
                 "Cannot resize a raw node with a fixed 'size'",
             )),
+            _ if self.ends_in_nothing() => Err(Error::new(
+                ErrorKind::Unsupported,
+                "Image format driver does not support resize",
+            )),
             _ => self
                 .resize_storage(len)
                 .await
                 .map_err(|e| Error::new(ErrorKind::Io, format!("Failed to resize the image: {e}"))),
+        }
+    }
+
+    /// Whether it is a null node, or a window of one: those keep the length they were given.
+    fn ends_in_nothing(&self) -> bool {
+        match &self.kind {
+            Kind::Null { .. } => true,
+            Kind::Raw { child, .. } => child.ends_in_nothing(),
+            _ => false,
         }
     }
 

@@ -203,9 +203,14 @@ fn needs_argument(option: &str) -> String {
 
 /// A complaint on the terminal, with the option that it is about.
 pub(crate) fn complaint(typed: Option<&str>, message: &str) -> String {
+    // A hint that QEMU keeps from QMP.
+    let hint = match message.ends_with("expects an identifier") {
+        true => "\nIdentifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
+        false => "",
+    };
     match typed {
-        Some(typed) => format!("{PROGRAM}: {typed}: {message}"),
-        None => format!("{PROGRAM}: {message}"),
+        Some(typed) => format!("{PROGRAM}: {typed}: {message}{hint}"),
+        None => format!("{PROGRAM}: {message}{hint}"),
     }
 }
 

@@ -26,7 +26,7 @@ impl Inherited {
     /// QEMU's sentences for something that is no number or no socket.
     pub(crate) fn take_socket(&mut self, text: &str) -> Result<OwnedFd, String> {
         let Ok(number) = text.parse::<RawFd>() else {
-            return Err(format!("Unable to parse file descriptor number {text}"));
+            return Err(format!("Unable to parse FD number {text}"));
         };
         let no_socket = format!("File descriptor '{number}' is not a socket");
         if number < FIRST || self.taken.contains(&number) {
@@ -60,10 +60,7 @@ mod tests {
     fn only_open_sockets_of_the_parent_are_taken() {
         let mut inherited = Inherited::default();
         let error = |inherited: &mut Inherited, text| inherited.take_socket(text).unwrap_err();
-        assert_eq!(
-            error(&mut inherited, "x"),
-            "Unable to parse file descriptor number x"
-        );
+        assert_eq!(error(&mut inherited, "x"), "Unable to parse FD number x");
         assert_eq!(
             error(&mut inherited, "999"),
             "File descriptor '999' is not a socket"

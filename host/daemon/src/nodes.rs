@@ -7,6 +7,7 @@ use outport_block::Node;
 use outport_qmp::de::{self, Mode};
 use outport_qmp::types::block_info::{
     BlockDeviceInfo, BlockdevCacheInfo, BlockdevChild, ImageInfo, ImageInfoSpecific,
+    ImageInfoSpecificBranch, ImageInfoSpecificFile, ImageInfoSpecificFileWrapper,
 };
 use rustix::fs::fstat;
 use serde_json::Value;
@@ -30,7 +31,7 @@ pub(crate) fn info(graph: &Graph, entry: &Entry, flat: bool) -> BlockDeviceInfo 
         ro: node.is_read_only(),
         drv: node.driver().to_owned(),
         backing_file: backing(graph, entry).map(|backing| filename(&backing.node)),
-        backing_file_depth: depth(graph, entry),
+        backing_file_depth: if flat { 0 } else { depth(graph, entry) },
         children: children.map(child).collect(),
         active: true,
         encrypted: false,
@@ -63,12 +64,24 @@ fn image(graph: &Graph, entry: &Entry, flat: bool) -> ImageInfo {
     };
     let backing = backing(graph, entry);
     let specific = entry.facts.get("format-specific");
-    let specific = specific
-        .and_then(|specific| de::from_value::<ImageInfoSpecific>(specific, Mode::Typed).ok());
+    let specific = match node.host_file() {
+        Some(_) => Some(ImageInfoSpecific {
+            branch: ImageInfoSpecificBranch::File(ImageInfoSpecificFileWrapper {
+                data: ImageInfoSpecificFile {
+                    extent_size_hint: None,
+                },
+            }),
+        }),
+        None => specific.and_then(|it| de::from_value::<ImageInfoSpecific>(it, Mode::Typed).ok()),
+    };
     ImageInfo {
         filename: filename(node),
         format: node.driver().to_owned(),
-        dirty_flag: entry.facts.get("dirty-flag").and_then(Value::as_bool),
+        dirty_flag: match entry.facts.get("dirty-flag") {
+            Some(flag) => flag.as_bool(),
+            // QEMU passes on what the file says, and a file is never dirty.
+            None => stored(node).then_some(false),
+        },
         actual_size: actual_size(node),
         virtual_size: signed(node.size()),
         cluster_size: entry.facts.get("cluster-size").and_then(Value::as_i64),
@@ -110,15 +123,27 @@ fn filename(node: &Node) -> String {
     }
 }
 
-/// Bytes that the file takes on the host; `None` for what has no file.
+/// Whether there is a file at the bottom.
+fn stored(node: &Node) -> bool {
+    node.host_file().is_some()
+        || node
+            .children()
+            .into_iter()
+            .next()
+            .is_some_and(|(_, child)| stored(&child))
+}
+
+/// Bytes that the file takes on the host; nothing for what has no file.
 fn actual_size(node: &Node) -> Option<i64> {
     if let Some(file) = node.host_file() {
         return fstat(file.as_fd())
             .ok()
             .map(|stat| stat.st_blocks.saturating_mul(BLOCK_BYTES));
     }
-    let (_, child) = node.children().into_iter().next()?;
-    actual_size(&child)
+    match node.children().into_iter().next() {
+        Some((_, child)) => actual_size(&child),
+        None => Some(0),
+    }
 }
 
 fn signed(bytes: u64) -> i64 {

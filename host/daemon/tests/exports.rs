@@ -151,7 +151,10 @@ fn iothreads_in_use_stay() {
 #[test]
 fn resize_is_refused_below_an_export() {
     let (_daemon, mut qmp) = serving();
-    qmp.ok("block_resize", json!({"node-name": "n", "size": 2 << 20}));
+    assert_eq!(
+        qmp.err("block_resize", json!({"node-name": "n", "size": 2 << 20})),
+        "Image format driver does not support resize"
+    );
     qmp.ok("block-export-add", export("e"));
     assert_eq!(
         qmp.err("block_resize", json!({"node-name": "n", "size": 1 << 20})),

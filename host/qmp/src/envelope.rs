@@ -157,10 +157,15 @@ impl Session {
             (Phase::Negotiation, _) => Err(Error::command_not_found(
                 "Expecting capabilities negotiation with 'qmp_capabilities'",
             )),
-            (Phase::Commands { .. }, "qmp_capabilities") => Err(Error::command_not_found(
-                "Capabilities negotiation is already complete, command ignored",
-            )),
             (Phase::Commands { .. }, name) if request.oob => Err(refuse_oob(name)),
+            // Its arguments are read all the same.
+            (Phase::Commands { .. }, "qmp_capabilities") => {
+                de::from_arguments::<QmpCapabilities>(&request.arguments, Mode::Typed).and(Err(
+                    Error::command_not_found(
+                        "Capabilities negotiation is already complete, command ignored",
+                    ),
+                ))
+            }
             (Phase::Commands { .. }, _) => return Incoming::Run(request),
         };
         match outcome {

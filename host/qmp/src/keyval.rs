@@ -216,9 +216,10 @@ fn fragments(key: &str) -> Result<Vec<String>, Error> {
     Ok(fragments)
 }
 
-/// Whether `text` is a name as QEMU's schema allows them.
+/// Whether `text` is a name as QEMU's schema allows them: of QEMU, or `__DOMAIN_NAME` of others.
 fn is_name(text: &str) -> bool {
-    text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+    let ours = text.starts_with(|first: char| first.is_ascii_alphabetic());
+    (ours || text.starts_with("__"))
         && text
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))

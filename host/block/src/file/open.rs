@@ -75,9 +75,10 @@ pub(super) fn open(options: &FileOptions) -> Result<Opened> {
     let kind = meta.file_type();
     let device = kind.is_block_device() || kind.is_char_device();
     if options.host_device && !device {
-        return Err(invalid(
-            "'host_device' driver requires a device node".to_owned(),
-        ));
+        let path = options.path.display();
+        return Err(invalid(format!(
+            "'host_device' driver requires '{path}' to be either a character or block device"
+        )));
     }
     if !options.host_device && device {
         let path = options.path.display();

@@ -142,7 +142,10 @@ impl Opening<'_> {
                 let inherited = common.for_backing();
                 let node = self
                     .child(name, "backing", child, inherited, Use::Backing)
-                    .await?;
+                    .await
+                    .map_err(|error| {
+                        Error::generic(format!("Could not open backing file: {}", error.desc))
+                    })?;
                 given.push(("backing".to_owned(), Given::Node(node)));
             }
         }

@@ -38,6 +38,11 @@ impl Opening<'_> {
                 "No persistent reservation manager with id '{id}'"
             )));
         }
+        if file.filename.is_empty() {
+            return Err(Error::generic(format!(
+                "The '{driver}' block driver requires a file name"
+            )));
+        }
         let options = FileOptions {
             path: file.filename.into(),
             read_only: common.read_only,

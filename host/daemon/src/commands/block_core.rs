@@ -31,6 +31,10 @@ pub(super) async fn delete(daemon: &Daemon, arguments: BlockdevDel) -> Result<Em
 pub(super) async fn resize(daemon: &Rc<Daemon>, arguments: BlockResize) -> Result<Empty, Error> {
     let device = arguments.device.unwrap_or_default();
     let name = arguments.node_name.unwrap_or_default();
+    // A device is a guest's, of which there are none; only a node name finds something.
+    if name.is_empty() {
+        return Err(Error::no_such_device_or_node(&device, &name));
+    }
     let node = daemon.graph.borrow().lookup(&device, &name)?;
     let size = u64::try_from(arguments.size);
     let size = size.map_err(|_| Error::expects("size", "a >0 size"))?;

@@ -197,6 +197,15 @@ impl Graph {
                 "Node {name} is not owned by the monitor"
             )));
         }
+        let above = users().find_map(|edge| match &edge.user {
+            User::Node(parent) if edge.role == "backing" => Some(parent),
+            _ => None,
+        });
+        if let Some(parent) = above {
+            return Err(Error::generic(format!(
+                "Node '{name}' is busy: node is used as backing hd of '{parent}'"
+            )));
+        }
         if users().next().is_some() {
             return Err(Error::generic(format!("Block device {name} is in use")));
         }

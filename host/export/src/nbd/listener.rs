@@ -183,6 +183,9 @@ fn bind_tcp(
     ipv6: Option<bool>,
 ) -> Result<Listener, String> {
     let unresolved = |why: &str| format!("address resolution failed for {host}:{port}: {why}");
+    if (ipv4, ipv6) == (Some(false), Some(false)) {
+        return Err("Cannot disable IPv4 and IPv6 at same time".into());
+    }
     let first: u16 = match port.parse() {
         Ok(number) => number,
         Err(_) if port.bytes().all(|b| b.is_ascii_digit()) => {
@@ -225,7 +228,7 @@ fn bind_tcp(
         }
     }
     let Some(e) = last else {
-        return Err(unresolved("Name or service not known"));
+        return Err(unresolved("Address family for hostname not supported"));
     };
     let what = if e.kind() == std::io::ErrorKind::AddrInUse {
         "Failed to find an available port"

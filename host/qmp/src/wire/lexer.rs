@@ -31,13 +31,27 @@ pub(super) enum Token {
 #[derive(Debug)]
 enum State {
     Between,
-    Word,
+    Keyword,
+    Number(Number),
     Quoted {
         quote: u8,
         escaped: bool,
     },
     /// After a stray byte, up to a mark: one mistake is reported once.
     Recovering,
+}
+
+/// How far a number has come.
+#[derive(Clone, Copy, Debug)]
+enum Number {
+    Minus,
+    Zero,
+    Whole,
+    Point,
+    Fraction,
+    E,
+    Sign,
+    Exponent,
 }
 
 /// The lexer of one connection.
@@ -74,10 +88,9 @@ impl Lexer {
     pub(super) fn step(&mut self, byte: u8, room: usize) -> (Option<Token>, bool) {
         let (token, used) = match self.state {
             State::Between => (self.begin(byte), true),
-            State::Word if byte.is_ascii_alphanumeric() || b"+-._".contains(&byte) => {
-                (self.hold(byte, room), true)
-            }
-            State::Word => (self.end_word(), false),
+            State::Keyword if byte.is_ascii_lowercase() => (self.hold(byte, room), true),
+            State::Keyword => (self.end_word(), false),
+            State::Number(number) => self.number(number, byte, room),
             State::Quoted { quote, escaped } => (self.quoted(byte, quote, escaped, room), true),
             State::Recovering => {
                 let go_on = !is_mark(byte) && !is_resync(byte);
@@ -96,7 +109,7 @@ impl Lexer {
     /// No more bytes: the word that they end, if any.
     pub(super) fn end(&mut self) -> Option<Token> {
         match self.state {
-            State::Word => self.end_word(),
+            State::Keyword | State::Number(_) => self.end_word(),
             _ => None,
         }
     }
@@ -135,7 +148,12 @@ impl Lexer {
             }
             b'-' | b'0'..=b'9' | b'a'..=b'z' => {
                 self.held.push(byte);
-                self.state = State::Word;
+                self.state = match byte {
+                    b'-' => State::Number(Number::Minus),
+                    b'0' => State::Number(Number::Zero),
+                    b'1'..=b'9' => State::Number(Number::Whole),
+                    _ => State::Keyword,
+                };
             }
             _ => {
                 self.state = State::Recovering;
@@ -157,6 +175,24 @@ impl Lexer {
         self.overlong = true;
         self.held = Vec::new();
         Some(Token::TooLong)
+    }
+
+    /// A byte after part of a number. One that cannot follow belongs to what is stray.
+    fn number(&mut self, number: Number, byte: u8, room: usize) -> (Option<Token>, bool) {
+        match number.then(byte) {
+            Some(Some(next)) => {
+                self.state = State::Number(next);
+                (self.hold(byte, room), true)
+            }
+            Some(None) => (self.end_word(), false),
+            None if is_resync(byte) => (self.end_word(), false),
+            None => {
+                let mut text = std::mem::take(&mut self.held);
+                text.push(byte);
+                let stray = self.stray(text);
+                ((!self.overlong).then_some(stray), true)
+            }
+        }
     }
 
     fn end_word(&mut self) -> Option<Token> {
@@ -209,6 +245,25 @@ impl Lexer {
     }
 }
 
+impl Number {
+    /// What it is with one more byte: longer, or, with `Some(None)`, complete without it.
+    fn then(self, byte: u8) -> Option<Option<Self>> {
+        let more = match (self, byte) {
+            (Self::Minus, b'0') => Self::Zero,
+            (Self::Minus | Self::Whole, b'0'..=b'9') => Self::Whole,
+            (Self::Zero, b'0'..=b'9') => return None,
+            (Self::Zero | Self::Whole, b'.') => Self::Point,
+            (Self::Point | Self::Fraction, b'0'..=b'9') => Self::Fraction,
+            (Self::Zero | Self::Whole | Self::Fraction, b'e' | b'E') => Self::E,
+            (Self::E, b'+' | b'-') => Self::Sign,
+            (Self::E | Self::Sign | Self::Exponent, b'0'..=b'9') => Self::Exponent,
+            (Self::Zero | Self::Whole | Self::Fraction | Self::Exponent, _) => return Some(None),
+            _ => return None,
+        };
+        Some(Some(more))
+    }
+}
+
 fn is_mark(byte: u8) -> bool {
     b"{}[],:".contains(&byte)
 }
@@ -250,6 +305,25 @@ mod tests {
     }
 
     #[test]
+    fn numbers_and_keywords_end_where_their_grammar_ends() {
+        let number = |text: &str| Token::Number(text.into());
+        let want = [
+            number("0"),
+            Token::Keyword("x".into()),
+            number("10"),
+            number("-2"),
+        ];
+        assert_eq!(tokens(b"0x10-2"), want);
+        let want = [
+            Token::Keyword("tru".into()),
+            number("1"),
+            Token::Stray(b".".to_vec()),
+        ];
+        assert_eq!(tokens(b"tru1.5e3"[..4].as_ref()), want[..2]);
+        assert_eq!(tokens(b"tru.5")[1..], want[2..]);
+    }
+
+    #[test]
     fn both_quotes_quote() {
         let want = [
             Token::Text(b"a\"\\'".to_vec()),
@@ -264,6 +338,14 @@ mod tests {
         assert_eq!(
             tokens(b"01 x]"),
             [Token::Stray(b"01".to_vec()), Token::Mark(b']')]
+        );
+        assert_eq!(
+            tokens(b"[1.]]"),
+            [
+                Token::Mark(b'['),
+                Token::Stray(b"1.]".to_vec()),
+                Token::Mark(b']')
+            ]
         );
         assert_eq!(tokens(b"'a\tb'"), [Token::Stray(b"'a\t".to_vec())]);
     }
