@@ -8,6 +8,7 @@ pub mod engine;
 mod errno;
 pub mod error;
 pub mod file;
+pub mod filter;
 pub mod format;
 pub mod gate;
 pub mod image;

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::engine::background::Finish;
 use crate::engine::buffer::{Buf, IoMem};
 use crate::file::HostFile;
+use crate::filter::blkdebug::Event;
+use crate::filter::{Blkdebug, Filter};
 use crate::format::{Codec, DiscardKind};
 use crate::image::Image;
 use crate::{ByteRange, Errno, Error, ErrorKind, Result};
@@ -44,6 +46,8 @@ pub enum Kind {
         /// Says that it reads as zeroes, so that nobody need transfer them.
         zeroes: bool,
     },
+    /// Another node, with something done on the way.
+    Filter(Box<Filter>),
     /// An image that a plugin understands.
     Image(Arc<Image>),
 }
@@ -173,6 +177,7 @@ impl Node {
                 size,
             } => size.unwrap_or_else(|| child.len_bytes().saturating_sub(*offset)),
             Kind::Null { size, .. } => size.load(Ordering::Acquire),
+            Kind::Filter(filter) => filter.child().1.len_bytes(),
             Kind::Image(image) => image.size(),
         }
     }
@@ -190,6 +195,7 @@ impl Node {
             Kind::File(file) => file.align().max(4096),
             Kind::Raw { child, .. } => child.preferred_io(),
             Kind::Null { .. } => 4096,
+            Kind::Filter(filter) => filter.child().1.preferred_io(),
             Kind::Image(image) => image.cluster_size().max(4096),
         }
     }
@@ -208,6 +214,7 @@ impl Node {
                 buf.fill(0);
                 Some(Ok(()))
             }
+            Kind::Filter(filter) => filter.try_read(offset, buf),
             Kind::Image(image) => image.try_read(offset, buf),
         }
     }
@@ -225,6 +232,7 @@ impl Node {
                 ..
             } => child.try_write(base.checked_add(offset)?, buf),
             Kind::Null { .. } => Some(Ok(())),
+            Kind::Filter(filter) => filter.try_write(offset, buf),
             Kind::Image(image) => image.try_write(offset, buf),
         }
     }
@@ -254,13 +262,14 @@ impl Node {
                 offset: base,
                 ..
             } => match offset.checked_add(*base) {
-                Some(offset) => child.read_mem(offset, mem),
+                Some(offset) => child.read_as(Event::READ_AIO, offset, mem),
                 None => refused(Errno::Inval),
             },
             Kind::Null { .. } => Box::pin(async move {
                 mem.fill_zero();
                 Ok(())
             }),
+            Kind::Filter(filter) => filter.read(offset, mem),
             Kind::Image(image) => {
                 let image = image.clone();
                 whole(async move { image.read(offset, mem).await })
@@ -279,14 +288,54 @@ impl Node {
                 offset: base,
                 ..
             } => match offset.checked_add(*base) {
-                Some(offset) => child.write_mem(offset, mem, fua),
+                Some(offset) => child.write_as(Event::WRITE_AIO, offset, mem, fua),
                 None => refused(Errno::Inval),
             },
             Kind::Null { .. } => Box::pin(std::future::ready(Ok(()))),
+            Kind::Filter(filter) => filter.write(offset, mem, fua),
             Kind::Image(image) => {
                 let image = image.clone();
                 whole(async move { image.write(offset, mem, fua).await })
             }
+        }
+    }
+
+    // === for parents: a `blkdebug` child is told first what they are at ===
+
+    pub(crate) fn read_as(&self, event: Event, offset: u64, mem: IoMem) -> NodeFuture<'_, ()> {
+        match self.blkdebug() {
+            None => self.read_mem(offset, mem),
+            Some(debug) => Box::pin(async move {
+                debug.fire(event).await;
+                self.read_mem(offset, mem).await
+            }),
+        }
+    }
+
+    pub(crate) fn write_as(
+        &self,
+        event: Event,
+        offset: u64,
+        mem: IoMem,
+        fua: bool,
+    ) -> NodeFuture<'_, ()> {
+        match self.blkdebug() {
+            None => self.write_mem(offset, mem, fua),
+            Some(debug) => Box::pin(async move {
+                debug.fire(event).await;
+                self.write_mem(offset, mem, fua).await
+            }),
+        }
+    }
+
+    pub(crate) fn flush_as_child(&self) -> NodeFuture<'_, ()> {
+        match self.blkdebug() {
+            None => self.flush(),
+            Some(debug) => Box::pin(async move {
+                debug.fire(Event::FLUSH_TO_OS).await;
+                debug.fire(Event::FLUSH_TO_DISK).await;
+                self.flush().await
+            }),
         }
     }
 
@@ -306,6 +355,10 @@ impl Node {
                 let (image, mem) = (image.clone(), buf.io());
                 whole(async move { image.write_compressed(offset, mem, codec).await }).await
             }
+            Kind::Filter(filter) => {
+                let child = filter.child().1;
+                Box::pin(child.write_compressed(offset, buf, codec)).await
+            }
             _ => Err(Errno::NotSup),
         }
     }
@@ -315,8 +368,9 @@ impl Node {
         Box::pin(async move {
             match &self.kind {
                 Kind::File(file) => file.flush().await,
-                Kind::Raw { child, .. } => child.flush().await,
+                Kind::Raw { child, .. } => child.flush_as_child().await,
                 Kind::Null { .. } => Ok(()),
+                Kind::Filter(filter) => filter.flush().await,
                 Kind::Image(image) => {
                     let image = image.clone();
                     whole(async move { image.flush().await }).await
@@ -338,6 +392,7 @@ impl Node {
                 Kind::File(file) => file.discard(range).await,
                 Kind::Raw { child, offset, .. } => child.discard(shift(range, *offset)?).await,
                 Kind::Null { .. } => Ok(()),
+                Kind::Filter(filter) => filter.discard(range).await,
                 Kind::Image(image) => {
                     let image = image.clone();
                     whole(async move { image.discard(range, DiscardKind::Discard).await })
@@ -371,6 +426,7 @@ impl Node {
                     child.zero_fast(shift(range, *offset)?, may_unmap).await
                 }
                 Kind::Null { .. } => Ok(()),
+                Kind::Filter(filter) => filter.zero_fast(range, may_unmap).await,
                 Kind::Image(image) => {
                     let kind = if may_unmap {
                         DiscardKind::ZeroUnmap
@@ -418,6 +474,7 @@ impl Node {
                     zero: *zeroes,
                     depth: 1,
                 }),
+                Kind::Filter(filter) => filter.status(range).await,
                 Kind::Image(image) => image.status(range).await,
             }
         })
@@ -439,6 +496,7 @@ impl Node {
             },
             Kind::Null { zeroes: true, .. } => Segment::Zero { len },
             Kind::Null { .. } => Segment::Unknown { len },
+            Kind::Filter(filter) => filter.segment(range),
             Kind::Image(image) => image.segment(range),
         }
     }
@@ -453,6 +511,7 @@ impl Node {
                 shift(range, *offset).is_ok_and(|range| child.is_known_zero(range))
             }
             Kind::Null { zeroes, .. } => *zeroes,
+            Kind::Filter(filter) => filter.is_known_zero(range),
             Kind::Image(image) => image.is_known_zero(range),
         }
     }
@@ -461,6 +520,7 @@ impl Node {
     pub(crate) fn next_data(&self, offset: u64) -> std::result::Result<Option<ByteRange>, Errno> {
         match &self.kind {
             Kind::File(file) => file.next_data(offset),
+            Kind::Filter(filter) => filter.child().1.next_data(offset),
             _ if offset >= self.len_bytes() => Ok(None),
             _ => Ok(Some(ByteRange::between(offset, self.len_bytes()))),
         }
@@ -483,6 +543,7 @@ impl Node {
                 size.fetch_max(len, Ordering::AcqRel);
                 Box::pin(std::future::ready(Ok(())))
             }
+            Kind::Filter(filter) => filter.child().1.grow_to(len),
             Kind::Raw { .. } | Kind::Image(_) => refused(Errno::NotSup),
         }
     }
@@ -503,6 +564,7 @@ impl Node {
                 size.store(len, Ordering::Release);
                 Box::pin(std::future::ready(Ok(())))
             }
+            Kind::Filter(filter) => filter.child().1.resize_storage(len),
             Kind::Raw { .. } | Kind::Image(_) => refused(Errno::NotSup),
         }
     }
@@ -522,6 +584,7 @@ impl Node {
                     .await
                     .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))
             }
+            Kind::Filter(filter) => Box::pin(filter.child().1.resize(len)).await,
             Kind::Raw { size: Some(_), .. } => Err(Error::new(
                 ErrorKind::Unsupported,
                 "Cannot resize a raw node with a fixed 'size'",
@@ -564,12 +627,27 @@ impl Node {
         }
     }
 
+    /// The rules, if this is a `blkdebug` node.
+    #[must_use]
+    pub fn blkdebug(&self) -> Option<&Blkdebug> {
+        match &self.kind {
+            Kind::Filter(filter) => match &**filter {
+                Filter::Blkdebug(debug) => Some(debug),
+            },
+            _ => None,
+        }
+    }
+
     /// Direct children with QEMU's child names.
     #[must_use]
     pub fn children(&self) -> Vec<(&'static str, Arc<Self>)> {
         match &self.kind {
             Kind::File(_) | Kind::Null { .. } => Vec::new(),
             Kind::Raw { child, .. } => vec![("file", child.clone())],
+            Kind::Filter(filter) => {
+                let (role, child) = filter.child();
+                vec![(role, child.clone())]
+            }
             Kind::Image(image) => {
                 let names = std::iter::once("file").chain(std::iter::repeat("data-file"));
                 let storage = names.zip(image.storage().cloned());

@@ -81,6 +81,12 @@ impl Daemon {
     /// are taken from now on.
     pub(crate) async fn wind_down(&self) {
         self.ending.set(true);
+        // Nobody will resume what is held up.
+        for entry in self.graph.borrow().newest_first() {
+            if let Some(debug) = entry.node.blkdebug() {
+                debug.release();
+            }
+        }
         self.nbd.close(self).await;
         self.exports.close_all(self).await;
         self.jobs.forget_all(self);

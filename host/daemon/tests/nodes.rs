@@ -4,59 +4,10 @@
 
 mod support;
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use support::*;
-
-/// Answers of QSD to `requests`, one for each; `None` if it is not installed.
-fn qsd(requests: &[(&str, Value)]) -> Option<Vec<Value>> {
-    if !has(QSD) {
-        return None;
-    }
-    let mut child = Command::new(QSD)
-        .args(["--chardev", "stdio,id=c", "--monitor", "c"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    writeln!(stdin, "{}", json!({"execute": "qmp_capabilities"})).unwrap();
-    for (command, arguments) in requests {
-        writeln!(
-            stdin,
-            "{}",
-            json!({"execute": command, "arguments": arguments})
-        )
-        .unwrap();
-    }
-    writeln!(stdin, "{}", json!({"execute": "quit"})).unwrap();
-    drop(stdin);
-    let output = child.wait_with_output().unwrap().stdout;
-    let messages = String::from_utf8(output).unwrap();
-    let messages = messages
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let answers = messages.filter(|it| it.get("return").or(it.get("error")).is_some());
-    Some(answers.skip(1).take(requests.len()).collect())
-}
-
-/// Sends the same to both and compares errors and successes.
-#[track_caller]
-fn same(requests: &[(&str, Value)]) {
-    let Some(theirs) = qsd(requests) else { return };
-    let daemon = Daemon::start(&[]);
-    let mut qmp = daemon.qmp();
-    for ((command, arguments), theirs) in requests.iter().zip(theirs) {
-        let ours = qmp.execute(command, arguments.clone());
-        assert_eq!(
-            ours.get("error"),
-            theirs.get("error"),
-            "{command} {arguments}"
-        );
-    }
-}
 
 #[test]
 fn errors_are_those_of_qsd() {

@@ -15,6 +15,9 @@ use crate::introspect::Types;
 use crate::types::Empty;
 use crate::types::block_core::*;
 use crate::types::block_create::BlockdevCreate;
+use crate::types::block_debug::{
+    BlkdebugBreak, BlkdebugInfo, BlkdebugRemoveBreak, BlkdebugResume, QueryBlkdebug,
+};
 use crate::types::block_export::*;
 use crate::types::block_info::{BlockDeviceInfo, BlockInfo};
 use crate::types::control::{CommandInfo, QmpCapabilities, VersionInfo};
@@ -120,6 +123,16 @@ commands! {
         (QueryNamedBlockNodes) -> Vec<BlockDeviceInfo>;
     /// Lists guest devices, of which there are none.
     QueryBlock query_block "query-block" (QueryBlock) -> Vec<BlockInfo>;
+
+    /// Holds up the next request that comes to some place (ours).
+    BlkdebugBreak x_blkdebug_break "x-blkdebug-break" (BlkdebugBreak) -> Empty [unstable];
+    /// Takes such an order back (ours).
+    BlkdebugRemoveBreak x_blkdebug_remove_break "x-blkdebug-remove-break"
+        (BlkdebugRemoveBreak) -> Empty [unstable];
+    /// Lets requests that are held up go on (ours).
+    BlkdebugResume x_blkdebug_resume "x-blkdebug-resume" (BlkdebugResume) -> Empty [unstable];
+    /// Says which requests are held up (ours).
+    QueryBlkdebug x_query_blkdebug "x-query-blkdebug" (QueryBlkdebug) -> BlkdebugInfo [unstable];
 
     /// Starts the NBD server.
     NbdServerStart nbd_server_start "nbd-server-start" (NbdServerStart) -> Empty;

@@ -210,6 +210,7 @@ builtins! {
     bool: "bool" Boolean,
     String: "str" String,
     f64: "number" Number,
+    i32: "int" Int,
     i64: "int" Int,
     u8: "int" Int,
     u16: "int" Int,

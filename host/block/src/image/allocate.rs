@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use crate::engine::buffer::{Buf, IoMem};
+use crate::filter::blkdebug::Event;
 use crate::format::{Codec, Placement, WriteIntent, WriteKind};
 use crate::{ByteRange, Errno};
 
@@ -64,7 +65,7 @@ impl Image {
         {
             let part = mem.part(0, run.len as usize);
             let node = self.files.node(slot)?;
-            node.write_mem(offset, part, false).await?;
+            node.write_as(Event::WRITE_AIO, offset, part, false).await?;
             return Ok(run.len);
         }
         let mut end = range.offset() + run.len;
@@ -149,7 +150,8 @@ impl Image {
             (head, tail) => IoMem::join(head.into_iter().chain([payload]).chain(tail)),
         };
         let at = p.offset + (start - p.covers.offset());
-        self.files.node(p.slot)?.write_mem(at, whole, false).await
+        let node = self.files.node(p.slot)?;
+        node.write_as(Event::WRITE_AIO, at, whole, false).await
     }
 
     /// Copy what does not go into one write with the payload.
@@ -161,7 +163,7 @@ impl Image {
                 let to = p.offset + (at - p.covers.offset());
                 self.files
                     .node(p.slot)?
-                    .write_mem(to, content, false)
+                    .write_as(Event::COW_WRITE, to, content, false)
                     .await?;
             }
             at = part.end();
@@ -290,7 +292,8 @@ impl Image {
         self.files
             .extend_reach(p.slot, p.offset + stored.len() as u64);
         let node = self.files.node(p.slot)?;
-        if let Err(e) = node.write_mem(p.offset, stored.io(), false).await {
+        let written = node.write_as(Event::WRITE_COMPRESSED, p.offset, stored.io(), false);
+        if let Err(e) = written.await {
             self.abort(&placements, prepared.generation).await;
             return Err(e.into());
         }

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::engine::buffer::Buf;
 use crate::error::{Error, ErrorKind};
+use crate::filter::blkdebug::Event;
 use crate::format::{FormatFiles, Stage, TxnOp};
 use crate::node::Node;
 use crate::{ByteRange, Errno};
@@ -252,7 +253,11 @@ impl ImageFiles {
             let writes = some.iter().map(|part| async move {
                 let buf = Buf::from_slice(&part.data);
                 let node = self.node(part.slot)?;
-                node.write_mem(part.offset, buf.io(), false).await
+                let event = match stage {
+                    Stage::Prepare => Event::REFBLOCK_UPDATE,
+                    Stage::Mapping => Event::L2_UPDATE,
+                };
+                node.write_as(event, part.offset, buf.io(), false).await
             });
             for result in futures_util::future::join_all(writes).await {
                 result?;

@@ -147,7 +147,7 @@ impl Image {
     /// it.
     async fn write_sealed(&self, limbo: &mut Limbo) -> Result<(), Errno> {
         self.files.write_out(Stage::Prepare).await?;
-        let flushes = self.files.nodes().map(|node| node.flush());
+        let flushes = self.files.nodes().map(|node| node.flush_as_child());
         for result in futures_util::future::join_all(flushes).await {
             result?;
         }
@@ -155,7 +155,7 @@ impl Image {
         written.sort_unstable();
         written.dedup();
         for slot in written {
-            self.files.node(slot)?.flush().await?;
+            self.files.node(slot)?.flush_as_child().await?;
         }
         self.files.overlay().retire();
         if let Some((changes, freed)) = limbo.sealed.take() {

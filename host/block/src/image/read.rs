@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::engine::buffer::{Buf, IoMem};
+use crate::filter::blkdebug::Event;
 use crate::format::{Coded, Extent, Fault, FormatError, FormatFiles};
 use crate::node::Segment;
 use crate::{ByteRange, Errno};
@@ -116,7 +117,10 @@ impl Image {
 
     async fn read_run(&self, guest: u64, run: Run, mem: IoMem) -> Result<(), Errno> {
         match run.place {
-            Place::Raw { slot, offset, .. } => self.files.node(slot)?.read_mem(offset, mem).await,
+            Place::Raw { slot, offset, .. } => {
+                let node = self.files.node(slot)?;
+                node.read_as(Event::READ_AIO, offset, mem).await
+            }
             Place::Zero | Place::Hole => {
                 mem.fill_zero();
                 Ok(())
@@ -234,7 +238,8 @@ impl Image {
         }
         let node = self.files.node(unit.slot)?;
         let stored = Buf::zeroed(unit.stored_len as usize);
-        node.read_mem(unit.offset, stored.io()).await?;
+        node.read_as(Event::READ_COMPRESSED, unit.offset, stored.io())
+            .await?;
         let data = codec::decode(unit.codec, stored.as_slice(), unit.unit_len as usize)?;
         let data = Arc::new(data);
         self.decoded.put(unit, data.clone());

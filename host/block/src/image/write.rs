@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::engine::buffer::IoMem;
+use crate::filter::blkdebug::Event;
 use crate::{ByteRange, Errno};
 
 use super::map::Place;
@@ -141,7 +142,7 @@ impl Image {
             } = run.place
             {
                 let node = self.files.node(slot)?;
-                in_place.push(node.write_mem(offset, part(run.len), fua));
+                in_place.push(node.write_as(Event::WRITE_AIO, offset, part(run.len), fua));
                 at += run.len;
             } else {
                 at += self.allocate(rest, &part(rest.len())).await?;

@@ -6,9 +6,11 @@
 //! is opened whose name only an image told.
 
 mod base;
+mod blkdebug;
 mod children;
 mod format;
 mod native;
+mod rules_file;
 
 use std::sync::Arc;
 
@@ -160,6 +162,9 @@ impl<'d> Opening<'d> {
             let name = self.reserve(options.node_name.as_deref())?;
             let driver = options.driver().to_owned();
             let made = match options.branch {
+                BlockdevDriverOptions::Blkdebug(debug) => {
+                    self.blkdebug(&name, *debug, &common).await?
+                }
                 BlockdevDriverOptions::File(file) | BlockdevDriverOptions::HostDevice(file) => {
                     self.file(&name, &driver, file, &common).await?
                 }

@@ -49,6 +49,7 @@ pub(super) fn create(daemon: &Rc<Daemon>, arguments: BlockdevCreate) -> Result<E
             daemon.jobs.start(daemon, job_id, work)?;
         }
         BlockdevCreateBranch::HostDevice(_)
+        | BlockdevCreateBranch::Blkdebug(_)
         | BlockdevCreateBranch::NullAio(_)
         | BlockdevCreateBranch::NullCo(_)
         | BlockdevCreateBranch::Raw(_) => {

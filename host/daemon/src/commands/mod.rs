@@ -5,6 +5,7 @@
 
 mod block_core;
 mod block_create;
+mod block_debug;
 pub(crate) mod block_export;
 mod control;
 mod plugin;
@@ -18,6 +19,9 @@ use outport_qmp::types::block_core::{
     BlockResize, BlockdevDel, BlockdevOptions, QueryBlock, QueryNamedBlockNodes,
 };
 use outport_qmp::types::block_create::BlockdevCreate;
+use outport_qmp::types::block_debug::{
+    BlkdebugBreak, BlkdebugInfo, BlkdebugRemoveBreak, BlkdebugResume, QueryBlkdebug,
+};
 use outport_qmp::types::block_export::{
     BlockExportDel, BlockExportInfo, BlockExportOptions, NbdServerAdd, NbdServerRemove,
     NbdServerStart,
@@ -94,6 +98,19 @@ impl Handler for Control {
     }
     async fn query_block(&self, _: QueryBlock) -> Outcome<Vec<BlockInfo>> {
         Ok(Vec::new())
+    }
+
+    async fn x_blkdebug_break(&self, arguments: BlkdebugBreak) -> Outcome<Empty> {
+        block_debug::add_break(&self.daemon, &arguments)
+    }
+    async fn x_blkdebug_remove_break(&self, arguments: BlkdebugRemoveBreak) -> Outcome<Empty> {
+        block_debug::remove_break(&self.daemon, &arguments)
+    }
+    async fn x_blkdebug_resume(&self, arguments: BlkdebugResume) -> Outcome<Empty> {
+        block_debug::resume(&self.daemon, &arguments)
+    }
+    async fn x_query_blkdebug(&self, arguments: QueryBlkdebug) -> Outcome<BlkdebugInfo> {
+        block_debug::query(&self.daemon, &arguments)
     }
 
     async fn nbd_server_start(&self, arguments: NbdServerStart) -> Outcome<Empty> {

@@ -96,8 +96,13 @@ pub(crate) enum Use {
     Direct(Claim),
     /// A format keeps its metadata there: nobody else may change it.
     Storage { writable: bool },
-    /// A `raw` node: what its own users do.
+    /// A `raw` node or a filter: what its own users do.
     Filter,
+    /// The same, but an operator changed what it claims.
+    Debug {
+        take: Permissions,
+        unshare: Permissions,
+    },
     /// A `raw` node with a fixed place: its storage must keep its length.
     Window,
     /// A backing node: it is only read, and others may change it if the users above allow that.
@@ -116,6 +121,10 @@ impl Use {
         match self {
             Self::Direct(claim) => claim,
             Self::Filter => filter,
+            Self::Debug { take, unshare } => Claim {
+                required: filter.required.or(take),
+                shared: filter.shared.without(unshare),
+            },
             Self::Window => Claim {
                 shared: filter.shared.without(Permissions::RESIZE),
                 ..filter

@@ -1,6 +1,8 @@
 //! A daemon under test and a small QMP client.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+mod qsd;
+
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,6 +12,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+#[allow(unused_imports, reason = "each test file uses its part")]
+pub(crate) use qsd::{Qsd, same};
 
 /// Nothing here takes longer unless it hangs.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);

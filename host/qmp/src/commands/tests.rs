@@ -204,6 +204,10 @@ impl Handler for Refuses {
         block_resize(BlockResize) -> Empty;
         query_named_block_nodes(QueryNamedBlockNodes) -> Vec<BlockDeviceInfo>;
         query_block(QueryBlock) -> Vec<BlockInfo>;
+        x_blkdebug_break(BlkdebugBreak) -> Empty;
+        x_blkdebug_remove_break(BlkdebugRemoveBreak) -> Empty;
+        x_blkdebug_resume(BlkdebugResume) -> Empty;
+        x_query_blkdebug(QueryBlkdebug) -> BlkdebugInfo;
         nbd_server_start(NbdServerStart) -> Empty;
         nbd_server_stop(Empty) -> Empty;
         nbd_server_add(NbdServerAdd) -> Empty;

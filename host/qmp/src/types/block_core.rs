@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::block_debug::BlockdevOptionsBlkdebug;
 use super::qcow2::BlockdevOptionsQcow2;
 use crate::de::{self, Mode};
 use crate::error::Error;
@@ -9,6 +10,8 @@ use crate::error::Error;
 qapi! {
     /// Drivers with options of their own. Any other name is a plugin's.
     open enum BlockdevDriver {
+        /// Injects errors.
+        Blkdebug = "blkdebug",
         /// A regular file.
         File = "file",
         /// A block device of the host.
@@ -120,6 +123,8 @@ qapi! {
         /// What happens to writes of zeroes.
         detect_zeroes: Option<BlockdevDetectZeroesOptions> = "detect-zeroes",
     } {
+        /// Injects errors.
+        Blkdebug(Box<BlockdevOptionsBlkdebug>) = "blkdebug",
         /// A regular file.
         File(BlockdevOptionsFile) = "file",
         /// A block device of the host.
@@ -189,6 +194,7 @@ impl BlockdevOptions {
     /// The driver's name.
     pub fn driver(&self) -> &str {
         match &self.branch {
+            BlockdevDriverOptions::Blkdebug(_) => "blkdebug",
             BlockdevDriverOptions::File(_) => "file",
             BlockdevDriverOptions::HostDevice(_) => "host_device",
             BlockdevDriverOptions::NullAio(_) => "null-aio",

@@ -102,6 +102,8 @@ qapi! {
     union BlockdevCreateOptions /
         #[doc = "Drivers that `blockdev-create` knows."] BlockdevCreateBranch
         on "driver": BlockdevDriver {} {
+        /// Nothing to create.
+        Blkdebug(super::Empty) = "blkdebug",
         /// A file.
         File(BlockdevCreateOptionsFile) = "file",
         /// Nothing to create.

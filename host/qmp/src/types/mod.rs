@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod block_core;
 pub mod block_create;
+pub mod block_debug;
 pub mod block_export;
 pub mod block_info;
 pub mod control;
