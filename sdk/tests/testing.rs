@@ -54,7 +54,7 @@ fn random_operations_match_the_model() {
 }
 
 #[test]
-fn a_power_cut_loses_nothing_that_was_flushed() {
+fn a_crash_loses_nothing_that_was_flushed() {
     for seed in 0..4 {
         let host = created::<SOUND>().with_backing(backing());
         let report = crash::check::<Toy<SOUND>>(
@@ -107,7 +107,7 @@ fn crashes<const BUG: u8>() -> Result<crash::Report> {
 }
 
 #[test]
-fn a_mapping_that_is_queued_too_early_is_found_by_a_power_cut() {
+fn a_mapping_that_is_queued_too_early_is_found_by_a_crash() {
     // Without a power cut nothing is wrong with it ...
     let host = created::<{ toy::MAPPING_TOO_EARLY }>();
     let mut node = TestNode::<Toy<{ toy::MAPPING_TOO_EARLY }>>::open(host, "{}").unwrap();

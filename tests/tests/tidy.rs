@@ -69,7 +69,10 @@ const ARROWS: [(&str, &[&str]); 9] = [
 const TEST_ARROWS: [(&str, &[&str]); 4] = [
     ("outport-cli", &["outport-tests"]),
     ("outport-daemon", &["outport-tests"]),
-    ("outport-plugin", &["outport-test-guests"]),
+    (
+        "outport-plugin",
+        &["outport-plugins", "outport-test-guests", "outport-tests"],
+    ),
     ("outport-sdk", &["outport-sdk"]),
 ];
 

@@ -10,11 +10,12 @@ pub mod error;
 pub mod file;
 pub mod filter;
 pub mod format;
+pub mod fuzzing;
 pub mod gate;
 pub mod image;
 pub mod node;
 mod range;
-#[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
 pub mod trace;
 
 pub use engine::buffer::Buf;

@@ -188,7 +188,7 @@ fn survive(options: &str, size: u64, snapshot: bool, seed: u64, grow: bool) {
 }
 
 #[test]
-fn plain_images_survive() {
+fn plain_images_survive_a_crash() {
     for seed in 0..3 {
         survive("cluster_size=4k", 2 << 20, false, seed, false);
         survive("cluster_size=64k", 4 << 20, false, seed, false);
@@ -196,7 +196,7 @@ fn plain_images_survive() {
 }
 
 #[test]
-fn images_whose_tables_grow_survive() {
+fn images_whose_tables_grow_survive_a_crash() {
     for seed in 0..3 {
         survive("cluster_size=512", 1 << 20, false, seed, true);
         survive(
@@ -210,7 +210,7 @@ fn images_whose_tables_grow_survive() {
 }
 
 #[test]
-fn images_with_snapshots_survive() {
+fn images_with_snapshots_survive_a_crash() {
     for seed in 0..3 {
         survive("cluster_size=4k", 1 << 20, true, seed, false);
         survive(

@@ -104,7 +104,7 @@ fn random_operations_follow_the_model() {
 }
 
 #[test]
-fn no_power_cut_loses_what_was_flushed() {
+fn no_crash_loses_what_was_flushed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image.qcow2");
     for (options, cluster_size, codec) in IMAGES {

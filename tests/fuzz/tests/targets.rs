@@ -1,6 +1,6 @@
 //! Every parser that reads what a stranger wrote.
 
-use outport_fuzz::run;
+use outport_fuzz::{Rng, run};
 
 fn texts(list: &[&str]) -> Vec<Vec<u8>> {
     list.iter().map(|s| s.as_bytes().to_vec()).collect()
@@ -98,6 +98,16 @@ fn nbd_requests() {
         &seeds,
         outport_export::nbd::fuzzing::requests,
     );
+}
+
+#[test]
+fn extent_verifier() {
+    // Every string of bytes is a conversation: noise is as good a seed as any.
+    let mut rng = Rng::new(7);
+    let seeds: Vec<Vec<u8>> = (1..=8)
+        .map(|n| (0..n * 100).map(|_| rng.next() as u8).collect())
+        .collect();
+    run("extent_verifier", &seeds, outport_block::fuzzing::verifier);
 }
 
 /// Images that `qemu-img` made: the format's own corners.

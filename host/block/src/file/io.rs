@@ -72,7 +72,6 @@ impl Inner {
     }
 
     async fn write_whole(&self, offset: u64, mem: &IoMem, fua: bool) -> Result<()> {
-        #[cfg(any(test, feature = "testing"))]
         let traced = self.trace.as_ref().map(|t| (t, t.write(offset, mem)));
         let len = mem.len();
         let mut done = 0;
@@ -88,7 +87,6 @@ impl Inner {
                 done -= done % self.align as usize;
             }
         }
-        #[cfg(any(test, feature = "testing"))]
         if let Some((trace, id)) = traced {
             trace.written(id);
             if fua {
@@ -132,7 +130,6 @@ impl Inner {
         if self.lost.load(Ordering::Acquire) {
             return Err(Errno::Io);
         }
-        #[cfg(any(test, feature = "testing"))]
         let traced = self.trace.as_ref().map(|t| (t, t.flush()));
         if let Err(e) = self.op(0, OpKind::Datasync).await {
             // The kernel reports a lost page once and forgets it: the next
@@ -142,7 +139,6 @@ impl Inner {
             }
             return Err(e);
         }
-        #[cfg(any(test, feature = "testing"))]
         if let Some((trace, id)) = traced {
             trace.flushed(id);
         }
@@ -200,7 +196,6 @@ impl Inner {
     /// The result, and whether it is worth trying another time. A device
     /// refuses ranges that cut a block, and only those.
     async fn fallocate(&self, mode: i32, range: ByteRange) -> (Result<()>, bool) {
-        #[cfg(any(test, feature = "testing"))]
         let traced = self.trace.as_ref().map(|t| (t, t.zero(range)));
         let len = range.len();
         let kind = OpKind::Fallocate { mode, len };
@@ -209,7 +204,6 @@ impl Inner {
             Err(Errno::Inval) => return (Err(Errno::NotSup), true),
             Err(e) => return (Err(e), e != Errno::NotSup),
         }
-        #[cfg(any(test, feature = "testing"))]
         if let Some((trace, id)) = traced {
             trace.written(id);
         }
@@ -231,7 +225,6 @@ impl Inner {
             Err(Errno::NotSup | Errno::Inval) => return self.set_len(len).await,
             Err(e) => return Err(e),
         }
-        #[cfg(any(test, feature = "testing"))]
         if let Some(trace) = &self.trace {
             trace.grow(len);
         }
@@ -253,7 +246,6 @@ impl Inner {
     }
 
     fn cut(&self, len: u64) -> Result<()> {
-        #[cfg(any(test, feature = "testing"))]
         if let Some(trace) = &self.trace {
             trace.truncate(len);
         }

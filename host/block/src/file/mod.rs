@@ -26,6 +26,7 @@ use crate::engine::background::Finish;
 use crate::engine::buffer::IoMem;
 use crate::engine::syscalls;
 use crate::error::Result;
+use crate::trace::Trace;
 use crate::{ByteRange, Errno};
 
 pub use lock::{Locking, Permissions};
@@ -69,8 +70,8 @@ struct Inner {
     /// makes it shorter.
     tail: AsyncRwLock<()>,
     locks: lock::Locks,
-    #[cfg(any(test, feature = "testing"))]
-    trace: Option<Arc<crate::trace::Trace>>,
+    /// Of a crash test; a daemon has none.
+    trace: Option<Arc<Trace>>,
 }
 
 impl Inner {
@@ -102,16 +103,15 @@ impl HostFile {
             started: Instant::now(),
             rmw: AsyncMutex::new(()),
             tail: AsyncRwLock::new(()),
-            #[cfg(any(test, feature = "testing"))]
             trace: None,
             options,
         })))
     }
 
-    /// Record every write and flush.
-    #[cfg(any(test, feature = "testing"))]
+    /// Record every write and flush: for crash tests.
+    #[doc(hidden)]
     #[must_use]
-    pub fn with_trace(mut self, trace: Arc<crate::trace::Trace>) -> Self {
+    pub fn with_trace(mut self, trace: Arc<Trace>) -> Self {
         // Nobody else has a freshly opened file.
         if let Some(inner) = Arc::get_mut(&mut self.0) {
             inner.trace = Some(trace);
@@ -201,7 +201,6 @@ impl HostFile {
         if self.0.options.direct || buf.len() > INLINE_WRITE_MAX || self.is_stalled() {
             return None;
         }
-        #[cfg(any(test, feature = "testing"))]
         if self.0.trace.is_some() {
             return None;
         }

@@ -50,6 +50,7 @@ use crate::node::Node;
 
 pub use files::EventSink;
 pub use open::{ChildSource, create};
+pub(crate) use verify::fuzzing::verifier as fuzz_verifier;
 
 use codec::DecodedCache;
 use files::ImageFiles;

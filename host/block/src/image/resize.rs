@@ -12,8 +12,12 @@ use super::verify::{self, Claims};
 use super::{Image, Plugin};
 
 impl Image {
-    /// Change the length. What a growth adds reads as zeroes, or as the backing
-    /// file where the format has it so.
+    /// Change the length, durably: whoever asked for it goes on with the new one. What a growth
+    /// adds reads as zeroes, or as the backing file where the format has it so.
+    ///
+    /// The new length and the zeroes that hide what lies behind it (a backing file, a compressed
+    /// cluster that an earlier shrink cut) are of one stage: after a power cut before the answer
+    /// the former may be there without the latter.
     pub(crate) async fn resize(self: &Arc<Self>, size: u64) -> Result<(), FormatError> {
         let refused = |code: Errno| FormatError::Refused {
             code,
@@ -22,13 +26,15 @@ impl Image {
         self.writable_now().map_err(refused)?;
         self.make_room().await.map_err(refused)?;
         // Nobody may be using what a shrink takes away.
-        let _drained = self.gate.drain().await;
+        let drained = self.gate.drain().await;
         let old = self.size();
         let new = {
             let mut plugin = self.plugin.lock().await;
             self.resize_locked(&mut plugin, size).await?
         };
-        self.clear_tail(old, new).await.map_err(refused)
+        self.clear_tail(old, new).await.map_err(refused)?;
+        drop(drained);
+        self.flush().await.map_err(refused)
     }
 
     async fn resize_locked(&self, plugin: &mut Plugin, size: u64) -> Result<u64, FormatError> {

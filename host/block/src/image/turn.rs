@@ -289,6 +289,11 @@ impl Image {
         };
         let mut claims = Claims::default();
         let mut covered = 0;
+        let mut ranges: Vec<ByteRange> = extents.iter().map(|e| e.range).collect();
+        ranges.sort_unstable_by_key(|range| range.offset());
+        if let Some(pair) = ranges.windows(2).find(|pair| pair[0].overlaps(pair[1])) {
+            return Err(bad(format!("{:?} is mapped twice", pair[1])));
+        }
         for extent in extents {
             let honest = is_where_written(placements, extent);
             if !honest {

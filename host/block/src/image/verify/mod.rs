@@ -7,6 +7,7 @@
 //! answer was believed. Invariant: no two guest ranges that the extent map holds
 //! are in place on the same byte, and none of them touches metadata.
 
+pub(crate) mod fuzzing;
 mod ranges;
 #[cfg(test)]
 mod tests;
@@ -302,6 +303,12 @@ impl Verifier {
                 )));
             }
             at = extent.range.end();
+            if at > self.size {
+                return Err(bad(format!(
+                    "extent {:?} passes the end at {:#x}",
+                    extent.range, self.size
+                )));
+            }
             let end_aligned = at.is_multiple_of(self.unit) || at == self.size;
             if !extent.range.offset().is_multiple_of(self.unit) || !end_aligned {
                 return Err(bad(format!(
@@ -439,6 +446,7 @@ impl Verifier {
         is_taken: &dyn Fn(u64) -> bool,
     ) -> Result<Claims, Fault> {
         let mut claims = Claims::default();
+        let mut packed = Vec::new();
         for (i, p) in placements.iter().enumerate() {
             let Some(intent) = intents.get(p.intent as usize) else {
                 return Err(bad(format!(
@@ -459,10 +467,11 @@ impl Verifier {
             }
             match intent.kind {
                 WriteKind::Data => claims.0.push(self.placement(p)?),
-                WriteKind::Compressed => self.compressed(p, intent, pending)?,
+                WriteKind::Compressed => packed.push(self.compressed(p, intent, pending)?),
             }
         }
         self.claimable(&mut claims, pending)?;
+        self.alone(&claims, &packed)?;
         Ok(claims)
     }
 
@@ -483,7 +492,7 @@ impl Verifier {
         p: &Placement,
         intent: &WriteIntent,
         pending: &Pending,
-    ) -> Result<(), Fault> {
+    ) -> Result<(u32, ByteRange), Fault> {
         let facts = self.slot(p.slot)?;
         let file = ByteRange::new(p.offset, u64::from(intent.stored_len));
         let Some(file) = file.filter(|f| f.end() < 1 << 56) else {
@@ -495,12 +504,33 @@ impl Verifier {
             .or_else(|| facts.owners.overlapping(file).map(|(at, _)| at))
             .or_else(|| facts.freed.overlapping(file));
         match taken {
-            None => Ok(()),
+            None => Ok((p.slot, file)),
             Some(at) => Err(bad(format!(
                 "compressed data at {file:?} of slot {} overlaps {at:?}, which is in use",
                 p.slot
             ))),
         }
+    }
+
+    /// Compressed units share no byte with each other, nor with claims of the same answer.
+    fn alone(&self, claims: &Claims, packed: &[(u32, ByteRange)]) -> Result<(), Fault> {
+        if packed.is_empty() {
+            return Ok(());
+        }
+        let mut taken: Vec<_> = self.slots.iter().map(|_| Intervals::default()).collect();
+        for (slot, file, _) in &claims.0 {
+            taken[*slot as usize].add(*file);
+        }
+        for (slot, file) in packed {
+            let taken = &mut taken[*slot as usize];
+            if let Some(at) = taken.overlapping(*file) {
+                return Err(bad(format!(
+                    "compressed data at {file:?} of slot {slot} overlaps {at:?} of the same answer"
+                )));
+            }
+            taken.add(*file);
+        }
+        Ok(())
     }
 }
 
