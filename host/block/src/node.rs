@@ -13,7 +13,8 @@ use crate::engine::background::Finish;
 use crate::engine::buffer::{Buf, IoMem};
 use crate::file::HostFile;
 use crate::filter::blkdebug::Event;
-use crate::filter::{Blkdebug, Filter};
+use crate::filter::throttle::Undrain;
+use crate::filter::{Blkdebug, Filter, Throttle};
 use crate::format::{Codec, DiscardKind};
 use crate::image::Image;
 use crate::{ByteRange, Errno, Error, ErrorKind, Result};
@@ -355,10 +356,7 @@ impl Node {
                 let (image, mem) = (image.clone(), buf.io());
                 whole(async move { image.write_compressed(offset, mem, codec).await }).await
             }
-            Kind::Filter(filter) => {
-                let child = filter.child().1;
-                Box::pin(child.write_compressed(offset, buf, codec)).await
-            }
+            Kind::Filter(filter) => filter.write_compressed(offset, buf, codec).await,
             _ => Err(Errno::NotSup),
         }
     }
@@ -633,9 +631,34 @@ impl Node {
         match &self.kind {
             Kind::Filter(filter) => match &**filter {
                 Filter::Blkdebug(debug) => Some(debug),
+                _ => None,
             },
             _ => None,
         }
+    }
+
+    /// The throttle, if this is a `throttle` node.
+    #[must_use]
+    pub fn throttle(&self) -> Option<&Arc<Throttle>> {
+        match &self.kind {
+            Kind::Filter(filter) => match &**filter {
+                Filter::Throttle(throttle) => Some(throttle),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Lets requests pass the limits at and below this node until the answer is dropped.
+    #[must_use]
+    pub fn drain_throttles(&self) -> Vec<Undrain> {
+        let below = self.children().into_iter();
+        let below = below.flat_map(|(_, child)| child.drain_throttles());
+        self.throttle()
+            .map(|it| it.drain())
+            .into_iter()
+            .chain(below)
+            .collect()
     }
 
     /// Direct children with QEMU's child names.

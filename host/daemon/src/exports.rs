@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use outport_block::filter::throttle::Undrain;
 use outport_export::Export;
 use outport_qmp::events::BlockExportDeleted;
 use outport_qmp::types::block_export::{BlockExportInfo, BlockExportRemoveMode, BlockExportType};
@@ -30,6 +31,8 @@ pub(crate) struct Entry {
     pub(crate) edge: EdgeId,
     /// Ids of the iothread objects that serve it.
     pub(crate) iothreads: Vec<String>,
+    /// While it shuts down its requests pass the limits of throttles.
+    pub(crate) drained: Vec<Undrain>,
 }
 
 /// All exports, in the order in which they were added.
@@ -141,9 +144,18 @@ impl Exports {
     }
 
     /// Cuts an export off; it is gone now if nobody is inside.
-    fn shut_down(&self, daemon: &Daemon, export: &Export) {
+    fn shut_down(&self, daemon: &Daemon, export: &Arc<Export>) {
         daemon.nbd.withdraw(export.name());
         export.shut_down();
+        let drained = export.node().drain_throttles();
+        let mut list = self.list.borrow_mut();
+        if let Some(entry) = list
+            .iter_mut()
+            .find(|entry| Arc::ptr_eq(&entry.export, export))
+        {
+            entry.drained.extend(drained);
+        }
+        drop(list);
         if export.users() == 0 {
             self.finish(daemon, export.id());
         }

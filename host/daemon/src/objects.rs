@@ -2,10 +2,14 @@
 //!
 //! Control plane. Invariant: an object that something uses is not deleted.
 
+mod throttle;
+
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use outport_block::IoThread;
+use outport_block::filter::ThrottleGroup;
 use outport_plugin::{Limits, PluginSpec};
 use outport_qmp::Error;
 use outport_qmp::error::is_identifier;
@@ -24,6 +28,7 @@ const POLL_WEIGHT_MAX: i64 = 63;
 #[derive(Debug, Clone)]
 enum Object {
     Iothread(IoThread),
+    Throttle(Arc<ThrottleGroup>),
     WasmPlugin,
     /// A plugin that is being compiled: it has its id, and nothing else yet.
     Coming,
@@ -78,11 +83,25 @@ impl Objects {
         }
     }
 
+    /// The throttle group of this id.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn throttle_group(&self, id: &str) -> Result<Arc<ThrottleGroup>, Error> {
+        match self.find(id) {
+            Some(Object::Throttle(group)) => Ok(group.clone()),
+            _ => Err(Error::generic(format!(
+                "Throttle group '{id}' does not exist"
+            ))),
+        }
+    }
+
     /// Ids and types.
     pub(crate) fn types(&self) -> impl Iterator<Item = (&str, &'static str)> {
         self.list.iter().map(|(id, object)| {
             let kind = match object {
                 Object::Iothread(_) => "iothread",
+                Object::Throttle(_) => "throttle-group",
                 Object::WasmPlugin | Object::Coming => "wasm-plugin",
             };
             (id.as_str(), kind)
@@ -99,6 +118,8 @@ pub(crate) async fn add(daemon: &Rc<Daemon>, options: ObjectOptions) -> Result<(
     daemon.objects.borrow_mut().reserve(&id)?;
     let made = match branch {
         ObjectBranch::Iothread(properties) => iothread(&id, &properties),
+        ObjectBranch::ThrottleGroup(properties) => throttle::limits(&properties)
+            .map(|limits| Object::Throttle(ThrottleGroup::new(&id, limits))),
         ObjectBranch::WasmPlugin(properties) => plugin(daemon, &id, properties).await,
     };
     let mut objects = daemon.objects.borrow_mut();
@@ -124,7 +145,10 @@ pub(crate) fn delete(daemon: &Daemon, id: &str) -> Result<(), Error> {
         Object::Iothread(_) if daemon.exports.uses_iothread(id) => {
             return Err(Error::object_in_use(id));
         }
-        Object::Iothread(_) => {}
+        Object::Throttle(group) if daemon.graph.borrow().uses_throttle(&group) => {
+            return Err(Error::object_in_use(id));
+        }
+        Object::Iothread(_) | Object::Throttle(_) => {}
         Object::Coming => return Err(Error::object_in_use(id)),
         Object::WasmPlugin => {
             // Only nodes can hold a plugin.

@@ -6,47 +6,82 @@
 //! passes on reaches the child once, with the bytes that it came with.
 
 pub mod blkdebug;
+pub mod compress;
+pub mod copy_on_read;
+pub mod throttle;
 
 use std::sync::Arc;
 
 use crate::engine::buffer::IoMem;
-use crate::node::{NodeFuture, Segment, Status};
-use crate::{ByteRange, Errno, Node};
+use crate::format::Codec;
+use crate::image::Image;
+use crate::node::{Kind, NodeFuture, Segment, Status};
+use crate::{Buf, ByteRange, Errno, Node};
 
 pub use blkdebug::Blkdebug;
+pub use compress::Compress;
+pub use copy_on_read::CopyOnRead;
+pub use throttle::{Throttle, ThrottleGroup};
 
 /// Which filter.
 #[derive(Debug)]
 pub enum Filter {
     /// Injects errors and holds requests up.
     Blkdebug(Blkdebug),
+    /// Writes compressed.
+    Compress(Compress),
+    /// Keeps what was read from a backing node.
+    CopyOnRead(CopyOnRead),
+    /// Makes requests wait for limits.
+    Throttle(Arc<Throttle>),
+}
+
+/// The image at or below a node, through filters, which change no offsets.
+fn image_below(node: &Arc<Node>) -> Option<&Arc<Image>> {
+    let mut node = node;
+    while let Kind::Filter(filter) = node.kind() {
+        node = filter.child().1;
+    }
+    node.image()
 }
 
 impl Filter {
     /// The child, and QEMU's name for its role.
     #[must_use]
-    pub const fn child(&self) -> (&'static str, &Arc<Node>) {
+    pub fn child(&self) -> (&'static str, &Arc<Node>) {
         match self {
             Self::Blkdebug(debug) => ("image", debug.child()),
+            Self::Compress(compress) => ("file", compress.child()),
+            Self::CopyOnRead(copy) => ("file", copy.child()),
+            Self::Throttle(throttle) => ("file", throttle.child()),
         }
     }
 
-    /// The child, if reads go straight to it.
-    fn plain_reads(&self) -> Option<&Arc<Node>> {
-        match self {
-            Self::Blkdebug(debug) => debug.is_quiet().then(|| debug.child()),
-        }
+    /// The child, if reads of the range go straight to it.
+    fn plain_reads(&self, range: ByteRange) -> Option<&Arc<Node>> {
+        let plain = match self {
+            Self::Blkdebug(debug) => debug.is_quiet(),
+            Self::Compress(_) => true,
+            Self::CopyOnRead(copy) => copy.is_copied(range),
+            Self::Throttle(throttle) => throttle.is_open(),
+        };
+        plain.then(|| self.child().1)
     }
 
     /// The child, if writes go straight to it.
     fn plain_writes(&self) -> Option<&Arc<Node>> {
-        match self {
-            Self::Blkdebug(debug) => debug.is_quiet().then(|| debug.child()),
-        }
+        let plain = match self {
+            Self::Blkdebug(debug) => debug.is_quiet(),
+            Self::Compress(_) => false,
+            Self::CopyOnRead(_) => true,
+            Self::Throttle(throttle) => throttle.is_open(),
+        };
+        plain.then(|| self.child().1)
     }
 
     pub(crate) fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Errno>> {
-        self.plain_reads()?.try_read(offset, buf)
+        let range = ByteRange::new(offset, buf.len() as u64)?;
+        self.plain_reads(range)?.try_read(offset, buf)
     }
 
     pub(crate) fn try_write(&self, offset: u64, buf: &[u8]) -> Option<Result<(), Errno>> {
@@ -54,23 +89,27 @@ impl Filter {
     }
 
     pub(crate) fn segment(&self, range: ByteRange) -> Segment {
-        match self.plain_reads() {
+        match self.plain_reads(range) {
             Some(child) => child.segment(range),
             None => Segment::Unknown { len: range.len() },
         }
     }
 
     pub(crate) fn is_known_zero(&self, range: ByteRange) -> bool {
-        self.plain_reads()
+        self.plain_reads(range)
             .is_some_and(|child| child.is_known_zero(range))
     }
 
     pub(crate) fn read(&self, offset: u64, mem: IoMem) -> NodeFuture<'_, ()> {
-        if let Some(child) = self.plain_reads() {
+        let range = ByteRange::new(offset, mem.len() as u64).unwrap_or_default();
+        if let Some(child) = self.plain_reads(range) {
             return child.read_mem(offset, mem);
         }
         match self {
             Self::Blkdebug(debug) => Box::pin(debug.read(offset, mem)),
+            Self::Compress(compress) => compress.child().read_mem(offset, mem),
+            Self::CopyOnRead(copy) => Box::pin(copy.read(offset, mem)),
+            Self::Throttle(throttle) => Box::pin(throttle.read(offset, mem)),
         }
     }
 
@@ -80,30 +119,57 @@ impl Filter {
         }
         match self {
             Self::Blkdebug(debug) => Box::pin(debug.write(offset, mem, fua)),
+            Self::Compress(compress) => Box::pin(compress.write(offset, mem, fua)),
+            Self::CopyOnRead(copy) => copy.child().write_mem(offset, mem, fua),
+            Self::Throttle(throttle) => Box::pin(throttle.write(offset, mem, fua)),
         }
+    }
+
+    pub(crate) fn write_compressed<'a>(
+        &'a self,
+        offset: u64,
+        buf: &'a Buf,
+        codec: Codec,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            match self {
+                Self::Blkdebug(debug) => debug.before_compressed(offset, buf.len()).await?,
+                Self::Throttle(throttle) => throttle.before_compressed(buf.len()).await,
+                Self::Compress(_) | Self::CopyOnRead(_) => {}
+            }
+            self.child().1.write_compressed(offset, buf, codec).await
+        })
     }
 
     pub(crate) fn flush(&self) -> NodeFuture<'_, ()> {
         match self {
             Self::Blkdebug(debug) => Box::pin(debug.flush()),
+            _ => self.child().1.flush_as_child(),
         }
     }
 
     pub(crate) fn discard(&self, range: ByteRange) -> NodeFuture<'_, ()> {
         match self {
             Self::Blkdebug(debug) => Box::pin(debug.discard(range)),
+            Self::Compress(compress) => Box::pin(compress.discard(range)),
+            Self::CopyOnRead(copy) => copy.child().discard(range),
+            Self::Throttle(throttle) => Box::pin(throttle.discard(range)),
         }
     }
 
     pub(crate) fn zero_fast(&self, range: ByteRange, may_unmap: bool) -> NodeFuture<'_, ()> {
         match self {
             Self::Blkdebug(debug) => Box::pin(debug.zero(range, may_unmap)),
+            Self::Compress(compress) => Box::pin(compress.zero(range, may_unmap)),
+            Self::CopyOnRead(copy) => copy.child().zero_fast(range, may_unmap),
+            Self::Throttle(throttle) => Box::pin(throttle.zero(range, may_unmap)),
         }
     }
 
     pub(crate) fn status(&self, range: ByteRange) -> NodeFuture<'_, Status> {
         match self {
             Self::Blkdebug(debug) => Box::pin(debug.status(range)),
+            _ => self.child().1.status(range),
         }
     }
 }

@@ -23,11 +23,11 @@ use super::{Image, codec};
 const INTENT_MAX: u64 = 4 << 20;
 
 /// A fill is copied in pieces of this size: blocks may be 256 MiB.
-const FILL_MAX: u64 = 2 << 20;
+pub(super) const FILL_MAX: u64 = 2 << 20;
 
 /// How often a write starts over because the instance that reserved its space
 /// is gone. The instances go with it when the node fails at the second fault.
-const STARTS_MAX: usize = 4;
+pub(super) const STARTS_MAX: usize = 4;
 
 impl Image {
     /// Give space to a front part of `range` and write it; returns its length.
@@ -50,7 +50,7 @@ impl Image {
         Err(Errno::Io)
     }
 
-    async fn allocate_locked(
+    pub(super) async fn allocate_locked(
         self: &Arc<Self>,
         range: ByteRange,
         mem: &IoMem,

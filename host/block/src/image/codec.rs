@@ -16,6 +16,9 @@ use crate::format::{Codec, Coded};
 /// Decoded bytes kept per node: a few of the largest units, many usual ones.
 const CACHE_BYTES: usize = 8 << 20;
 
+/// Readers of qcow2 images inflate with a window of 4 KiB: farther matches are errors to them.
+const DEFLATE_WINDOW_BITS: u8 = 12;
+
 /// Decode `stored` into exactly `unit_len` bytes.
 pub(crate) fn decode(codec: Codec, stored: &[u8], unit_len: usize) -> Result<Vec<u8>, Errno> {
     let mut out = vec![0; unit_len];
@@ -31,12 +34,20 @@ pub(crate) fn decode(codec: Codec, stored: &[u8], unit_len: usize) -> Result<Vec
 
 /// Encode a unit; `None` if the result would not be smaller than `len_max`.
 pub(crate) fn encode(codec: Codec, unit: &[u8], len_max: usize) -> Option<Vec<u8>> {
-    use flate2::Compression;
-    use flate2::bufread::{DeflateEncoder, GzEncoder, ZlibEncoder};
+    use flate2::bufread::{GzEncoder, ZlibEncoder};
+    use flate2::{Compress, Compression, FlushCompress, Status};
     let mut out = Vec::with_capacity(unit.len() / 2);
     let level = Compression::default();
     let done = match codec {
-        Codec::Deflate => DeflateEncoder::new(unit, level).read_to_end(&mut out),
+        Codec::Deflate => {
+            // More than the unit itself is not wanted, so there is no need to grow.
+            out.reserve(len_max);
+            let mut deflate = Compress::new_with_window_bits(level, false, DEFLATE_WINDOW_BITS);
+            match deflate.compress_vec(unit, &mut out, FlushCompress::Finish) {
+                Ok(Status::StreamEnd) => Ok(out.len()),
+                _ => return None,
+            }
+        }
         Codec::Zlib => ZlibEncoder::new(unit, level).read_to_end(&mut out),
         Codec::Gzip => GzEncoder::new(unit, level).read_to_end(&mut out),
         Codec::Zstd => zstd::stream::read::Encoder::with_buffer(unit, 0)

@@ -21,6 +21,7 @@
 mod allocate;
 mod ask;
 mod codec;
+mod copy_up;
 mod discard;
 mod fault;
 mod files;
@@ -55,7 +56,7 @@ pub(crate) use verify::fuzzing::verifier as fuzz_verifier;
 use codec::DecodedCache;
 use files::ImageFiles;
 use flush::Flusher;
-use locks::RangeLocks;
+pub(crate) use locks::RangeLocks;
 use map::ExtentMap;
 use turn::Turn;
 use verify::Verifier;

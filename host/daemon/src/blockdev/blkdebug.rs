@@ -1,11 +1,8 @@
 //! `blkdebug` nodes: limits, rules, and the file that may hold rules.
 
-use std::sync::Arc;
-
+use outport_block::Errno;
 use outport_block::filter::blkdebug::{Event, InjectError, IoType, Limits, SetState};
 use outport_block::filter::{Blkdebug, Filter};
-use outport_block::node::Kind;
-use outport_block::{Errno, Node};
 use outport_qmp::Error;
 use outport_qmp::types::block_debug::{
     BlkdebugEvent, BlkdebugIOType, BlkdebugInjectErrorOptions, BlkdebugSetStateOptions,
@@ -13,6 +10,7 @@ use outport_qmp::types::block_debug::{
 };
 
 use super::base::Common;
+use super::filters::filter_node;
 use super::{Made, Opening, rules_file};
 use crate::graph::{Permissions, Use};
 
@@ -50,12 +48,6 @@ impl Opening<'_> {
         let filter = Filter::Blkdebug(Blkdebug::new(child, limits, set, inject));
         Ok(filter_node(name, "blkdebug", filter, common).into())
     }
-}
-
-/// A filter as a node.
-pub(super) fn filter_node(name: &str, driver: &str, filter: Filter, common: &Common) -> Arc<Node> {
-    let kind = Kind::Filter(Box::new(filter));
-    Node::with_discard(name, driver, common.read_only, common.unmap, kind)
 }
 
 fn permissions(names: Option<&[BlockPermission]>) -> Permissions {

@@ -8,6 +8,7 @@
 mod base;
 mod blkdebug;
 mod children;
+mod filters;
 mod format;
 mod native;
 mod rules_file;
@@ -164,6 +165,15 @@ impl<'d> Opening<'d> {
             let made = match options.branch {
                 BlockdevDriverOptions::Blkdebug(debug) => {
                     self.blkdebug(&name, *debug, &common).await?
+                }
+                BlockdevDriverOptions::Compress(compress) => {
+                    self.compress(&name, compress, &common).await?
+                }
+                BlockdevDriverOptions::CopyOnRead(copy) => {
+                    self.copy_on_read(&name, copy, &common).await?
+                }
+                BlockdevDriverOptions::Throttle(throttle) => {
+                    self.throttle(&name, throttle, &common).await?
                 }
                 BlockdevDriverOptions::File(file) | BlockdevDriverOptions::HostDevice(file) => {
                     self.file(&name, &driver, file, &common).await?

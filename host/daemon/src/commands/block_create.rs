@@ -50,6 +50,9 @@ pub(super) fn create(daemon: &Rc<Daemon>, arguments: BlockdevCreate) -> Result<E
         }
         BlockdevCreateBranch::HostDevice(_)
         | BlockdevCreateBranch::Blkdebug(_)
+        | BlockdevCreateBranch::Compress(_)
+        | BlockdevCreateBranch::CopyOnRead(_)
+        | BlockdevCreateBranch::Throttle(_)
         | BlockdevCreateBranch::NullAio(_)
         | BlockdevCreateBranch::NullCo(_)
         | BlockdevCreateBranch::Raw(_) => {

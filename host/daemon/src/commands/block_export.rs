@@ -150,6 +150,7 @@ pub(crate) fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Em
                     kind,
                     edge,
                     iothreads,
+                    drained: Vec::new(),
                 },
             );
             tracing::info!(export = id, node = options.node_name, "export added");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use outport_block::Node;
+use outport_block::filter::ThrottleGroup;
 use outport_qmp::Error;
 use outport_qmp::error::is_identifier;
 
@@ -219,6 +220,17 @@ impl Graph {
             .filter(|name| !self.is_used(name))
             .map(str::to_owned)
             .collect()
+    }
+
+    /// Whether a node is in this throttle group.
+    pub(crate) fn uses_throttle(&self, group: &Arc<ThrottleGroup>) -> bool {
+        let throttles = self
+            .entries
+            .iter()
+            .filter_map(|entry| entry.node.throttle());
+        throttles
+            .into_iter()
+            .any(|throttle| Arc::ptr_eq(throttle.group(), group))
     }
 
     /// Children of a node, with their roles.

@@ -98,6 +98,8 @@ pub(crate) enum Use {
     Storage { writable: bool },
     /// A `raw` node or a filter: what its own users do.
     Filter,
+    /// A filter that writes what it reads: content stays as it is.
+    Copy,
     /// The same, but an operator changed what it claims.
     Debug {
         take: Permissions,
@@ -121,6 +123,10 @@ impl Use {
         match self {
             Self::Direct(claim) => claim,
             Self::Filter => filter,
+            Self::Copy => Claim {
+                required: filter.required.or(Permissions::WRITE_UNCHANGED),
+                ..filter
+            },
             Self::Debug { take, unshare } => Claim {
                 required: filter.required.or(take),
                 shared: filter.shared.without(unshare),

@@ -87,6 +87,18 @@ fn members_are_qemus() {
         names(probe.case("blockdev-add", "null-co")),
         "size? latency-ns? read-zeroes?"
     );
+    for (driver, want) in [
+        ("throttle", "throttle-group file"),
+        ("compress", "file"),
+        ("copy-on-read", "file bottom?"),
+        (
+            "blkdebug",
+            "image config? align? max-transfer? opt-write-zero? max-write-zero? opt-discard? \
+             max-discard? inject-error? set-state? take-child-perms? unshare-child-perms?",
+        ),
+    ] {
+        assert_eq!(names(probe.case("blockdev-add", driver)), want);
+    }
     let vhost = "addr logical-block-size? num-queues?";
     assert_eq!(
         names(probe.case("block-export-add", "vhost-user-blk")),

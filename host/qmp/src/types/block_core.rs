@@ -3,6 +3,9 @@
 use serde_json::{Map, Value};
 
 use super::block_debug::BlockdevOptionsBlkdebug;
+use super::block_filter::{
+    BlockdevOptionsCor, BlockdevOptionsGenericFormat, BlockdevOptionsThrottle,
+};
 use super::qcow2::BlockdevOptionsQcow2;
 use crate::de::{self, Mode};
 use crate::error::Error;
@@ -12,6 +15,10 @@ qapi! {
     open enum BlockdevDriver {
         /// Injects errors.
         Blkdebug = "blkdebug",
+        /// Writes compressed.
+        Compress = "compress",
+        /// Keeps what is read from a backing node.
+        CopyOnRead = "copy-on-read",
         /// A regular file.
         File = "file",
         /// A block device of the host.
@@ -23,7 +30,9 @@ qapi! {
         /// The format of QEMU's images.
         Qcow2 = "qcow2",
         /// The bytes of another node.
-        Raw = "raw";
+        Raw = "raw",
+        /// Makes requests wait for limits.
+        Throttle = "throttle";
         /// A driver that a plugin brings.
         else Plugin,
     }
@@ -125,6 +134,10 @@ qapi! {
     } {
         /// Injects errors.
         Blkdebug(Box<BlockdevOptionsBlkdebug>) = "blkdebug",
+        /// Writes compressed.
+        Compress(BlockdevOptionsGenericFormat) = "compress",
+        /// Keeps what is read from a backing node.
+        CopyOnRead(BlockdevOptionsCor) = "copy-on-read",
         /// A regular file.
         File(BlockdevOptionsFile) = "file",
         /// A block device of the host.
@@ -136,7 +149,9 @@ qapi! {
         /// The format of QEMU's images.
         Qcow2(Box<BlockdevOptionsQcow2>) = "qcow2",
         /// The bytes of another node.
-        Raw(BlockdevOptionsRaw) = "raw";
+        Raw(BlockdevOptionsRaw) = "raw",
+        /// Makes requests wait for limits.
+        Throttle(BlockdevOptionsThrottle) = "throttle";
         /// A driver that a plugin brings, with options that only the plugin knows.
         else Plugin(PluginDriverOptions),
     }
@@ -195,6 +210,9 @@ impl BlockdevOptions {
     pub fn driver(&self) -> &str {
         match &self.branch {
             BlockdevDriverOptions::Blkdebug(_) => "blkdebug",
+            BlockdevDriverOptions::Compress(_) => "compress",
+            BlockdevDriverOptions::CopyOnRead(_) => "copy-on-read",
+            BlockdevDriverOptions::Throttle(_) => "throttle",
             BlockdevDriverOptions::File(_) => "file",
             BlockdevDriverOptions::HostDevice(_) => "host_device",
             BlockdevDriverOptions::NullAio(_) => "null-aio",

@@ -104,6 +104,10 @@ qapi! {
         on "driver": BlockdevDriver {} {
         /// Nothing to create.
         Blkdebug(super::Empty) = "blkdebug",
+        /// Nothing to create.
+        Compress(super::Empty) = "compress",
+        /// Nothing to create.
+        CopyOnRead(super::Empty) = "copy-on-read",
         /// A file.
         File(BlockdevCreateOptionsFile) = "file",
         /// Nothing to create.
@@ -115,7 +119,9 @@ qapi! {
         /// A qcow2 image.
         Qcow2(Box<BlockdevCreateOptionsQcow2>) = "qcow2",
         /// Nothing to create.
-        Raw(super::Empty) = "raw";
+        Raw(super::Empty) = "raw",
+        /// Nothing to create.
+        Throttle(super::Empty) = "throttle";
         /// An image of a plugin's format.
         else Plugin(PluginCreateOptions),
     }

@@ -10,6 +10,7 @@ pub mod block_core;
 pub mod block_create;
 pub mod block_debug;
 pub mod block_export;
+pub mod block_filter;
 pub mod block_info;
 pub mod control;
 pub mod introspect;

@@ -1,5 +1,6 @@
 //! Objects (QEMU's `qom.json`).
 
+use super::block_filter::ThrottleGroupProperties;
 use super::plugin::WasmPluginProperties;
 
 qapi! {
@@ -7,6 +8,8 @@ qapi! {
     enum ObjectType {
         /// A thread that serves requests.
         Iothread = "iothread",
+        /// Limits that nodes share.
+        ThrottleGroup = "throttle-group",
         /// A sandboxed component (ours).
         WasmPlugin = "wasm-plugin",
     }
@@ -38,6 +41,8 @@ qapi! {
     } {
         /// A thread that serves requests.
         Iothread(IothreadProperties) = "iothread",
+        /// Limits that nodes share.
+        ThrottleGroup(Box<ThrottleGroupProperties>) = "throttle-group",
         /// A sandboxed component (ours).
         WasmPlugin(WasmPluginProperties) = "wasm-plugin",
     }

@@ -207,6 +207,12 @@ impl Blkdebug {
         written
     }
 
+    pub(super) async fn before_compressed(&self, offset: u64, len: usize) -> Result<(), Errno> {
+        let range = ByteRange::new(offset, len as u64).ok_or(Errno::Inval)?;
+        self.fire(Event::PWRITEV).await;
+        self.check(IoType::Write, range).await
+    }
+
     /// What a write that is not aligned would do first if it were padded.
     async fn fire_unaligned(&self, range: ByteRange) {
         let (head, tail) = self.limits.cuts(range);
