@@ -157,6 +157,11 @@ impl Qmp {
             .collect()
     }
 
+    /// The events that came so far, oldest first; they are forgotten here.
+    pub fn take_events(&mut self) -> Vec<Value> {
+        self.events.drain(..).collect()
+    }
+
     /// True when the server has closed this monitor.
     pub fn closed(&mut self) -> bool {
         matches!(self.message(), Ok(None))

@@ -1,7 +1,7 @@
 //! Other people's programs: oracles and clients.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -24,6 +24,36 @@ pub fn requires_python_nbd() -> bool {
         command.status().is_ok_and(|status| status.success())
     };
     works(python()) || absent("python3 with the nbd module (libnbd)")
+}
+
+/// The folder of a package from PyPI, for `PYTHONPATH`; put there by pip when it is first asked
+/// for, in the build's target folder. Nothing where there is neither it nor a network.
+#[track_caller]
+pub fn python_package(name: &str, version: &str) -> Option<PathBuf> {
+    let test = std::env::current_exe().expect("a test knows where it is");
+    let target = test
+        .ancestors()
+        .nth(3)
+        .expect("a test lies in target/PROFILE/deps");
+    let folder = target.join(format!("python/{name}-{version}"));
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    // Two tests may ask at the same time: whoever is done first wins.
+    let mine = target.join(format!("python/{name}-{version}.{}", std::process::id()));
+    let mine_text = mine.to_str().expect("the target folder's path is UTF-8");
+    let wanted = format!("{name}=={version}");
+    let args = ["-m", "pip", "install", "-q", "--target", mine_text, &wanted];
+    let done = try_run(python(), &args);
+    if done.code == Some(0) {
+        let _ = std::fs::rename(&mine, &folder);
+    }
+    let _ = std::fs::remove_dir_all(&mine);
+    let what = format!(
+        "{wanted} (pip said: {})",
+        done.err.lines().last().unwrap_or("")
+    );
+    (folder.is_dir() || absent(&what)).then_some(folder)
 }
 
 #[track_caller]
