@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Exports(List),
     /// List a daemon's block nodes
     Nodes(List),
+    Jobs(Jobs),
+    Events(Events),
     /// List a daemon's plugins: hash, limits, calls, faults
     Plugins(List),
     /// Work with plugin files
@@ -118,7 +120,9 @@ Environment:
 /// are a JSON object or key=value pairs; what type a value has, the daemon's own schema tells.
 ///
 /// Without COMMAND: reads one command per line, in the same form or as raw QMP, and prints
-/// events as they come.
+/// events as they come. At a terminal lines are edited: Tab completes commands, arguments and
+/// values from the daemon's schema, the arrows and Ctrl-R go through earlier lines, Ctrl-D ends.
+/// Lines with secrets or passwords, and lines that begin with a space, are not remembered.
 #[derive(Debug, clap::Args)]
 #[command(after_help = QMP_EXAMPLES)]
 pub(crate) struct Qmp {
@@ -141,7 +145,59 @@ Examples:
       file.filename=disk.qcow2
   outport qmp qmp.sock block-export-add type=nbd id=e node-name=d writable=on
   outport qmp qmp.sock object-add '{\"qom-type\": \"iothread\", \"id\": \"io0\"}'
-  echo query-version | outport qmp qmp.sock --json";
+  echo query-version | outport qmp qmp.sock --json
+  outport qmp qmp.sock                            a prompt with history and completion
+
+A monitor serves one client at a time; give each tool its own:
+  outportd --chardev socket,id=ops,path=ops.sock,server=on,wait=off --monitor ops ...
+
+Environment:
+  XDG_STATE_HOME  earlier lines are in outport/qmp-history below it [default: ~/.local/state]";
+
+/// List jobs, or follow them to their ends
+///
+/// With --follow: shows how far the jobs are until none of them is at work, as bars at a terminal
+/// and as lines elsewhere, and exits with 1 if one of them failed. A job that concluded stays
+/// listed until job-dismiss.
+#[derive(Debug, clap::Args)]
+#[command(after_help = JOBS_EXAMPLES)]
+pub(crate) struct Jobs {
+    /// The monitor's unix socket
+    pub(crate) socket: PathBuf,
+    /// Go on until no job is at work
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Print the daemon's answer as JSON; with --follow a line for each change of a job
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const JOBS_EXAMPLES: &str = "\
+Examples:
+  outport jobs qmp.sock
+  outport jobs qmp.sock --follow && outport qmp qmp.sock job-dismiss id=create0";
+
+/// Print events as they come
+///
+/// Goes on until the daemon ends. Events from before are not seen. A monitor serves one client at
+/// a time, so this one needs a monitor of its own while others send commands.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EVENTS_EXAMPLES)]
+pub(crate) struct Events {
+    /// The monitor's unix socket
+    pub(crate) socket: PathBuf,
+    /// Print the daemon's messages as they came, one object per line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// End after so many events
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(crate) count: Option<u64>,
+}
+
+const EVENTS_EXAMPLES: &str = "\
+Examples:
+  outport events events.sock
+  outport events events.sock --json | jq -r 'select(.event == \"BLOCK_EXPORT_DELETED\").data.id'";
 
 /// A table of something.
 #[derive(Debug, clap::Args)]

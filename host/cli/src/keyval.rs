@@ -48,9 +48,9 @@ pub(crate) fn read(words: &[String]) -> Result<Arguments> {
 }
 
 /// What `query-qmp-schema` returned, by name.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Schema {
-    entries: HashMap<String, Value>,
+    pub(crate) entries: HashMap<String, Value>,
 }
 
 /// The schema is a graph; values are bounded by the command line, but let a loop end.

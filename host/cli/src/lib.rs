@@ -3,7 +3,9 @@
 //! ```text
 //! args ──► serve      starts outportd with QEMU's options, says how to connect, stops it cleanly
 //!     ├──► monitor    one QMP command, or lines of them ──► client ──► a monitor's unix socket
+//!     │      └► editor   the same at a terminal: history, and completion from the schema
 //!     ├──► lists      exports, nodes, plugins as tables
+//!     ├──► follow     events and jobs as they go on
 //!     └──► generate   completions and manual pages, from the same definition of the arguments
 //! ```
 //! It holds no knowledge of images: whatever a command does, the daemon does. Errors name the
@@ -13,7 +15,10 @@
 
 mod args;
 mod client;
+mod completion;
 mod daemon;
+mod editor;
+mod follow;
 mod format;
 mod generate;
 mod keyval;
@@ -46,6 +51,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Qmp(qmp) => monitor::run(&qmp),
         Command::Exports(list) => lists::exports(&list),
         Command::Nodes(list) => lists::nodes(&list),
+        Command::Jobs(jobs) => follow::jobs(&jobs),
+        Command::Events(events) => follow::events(&events),
         Command::Plugins(list) => lists::plugins(&list),
         Command::Plugin(PluginCommand::Check { file }) => plugin::check(&file),
         Command::Completions { shell } => generate::completions(shell),

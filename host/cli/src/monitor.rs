@@ -1,7 +1,7 @@
 //! `outport qmp`: one command, or a line of them after another.
 
 use std::collections::VecDeque;
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, BufRead};
 use std::net::Shutdown;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::Qmp;
 use crate::client::{Answer, Client, request};
+use crate::editor;
 use crate::keyval::{self, Arguments, Schema};
 use crate::output::{json_line, json_pretty, print};
 use crate::words;
@@ -69,11 +70,8 @@ fn lines(mut client: Client, json: bool) -> Result<ExitCode> {
         .call("query-qmp-schema", &Map::new())
         .unwrap_or_default();
     let schema = Schema::new(schema);
-    let prompt = io::stdin().is_terminal() && io::stdout().is_terminal();
-    if prompt {
-        print(
-            "One command per line: query-block-exports, block-export-del id=exp0; Ctrl-D ends\n",
-        )?;
+    if editor::is_wanted() {
+        return editor::run(client, schema, json);
     }
     let (stream, mut messages) = client.into_halves();
     let (inputs, events) = mpsc::sync_channel(16);
@@ -96,11 +94,7 @@ fn lines(mut client: Client, json: bool) -> Result<ExitCode> {
         let _ = inputs.send(Input::NoMoreLines);
     });
 
-    let mut session = Session {
-        schema,
-        json,
-        failed: false,
-    };
+    let mut session = Session::new(schema, json);
     let mut waiting = VecDeque::new();
     let (mut unanswered, mut ended) = (0_usize, false);
     while !(ended && unanswered == 0 && waiting.is_empty()) {
@@ -141,15 +135,35 @@ fn lines(mut client: Client, json: bool) -> Result<ExitCode> {
     })
 }
 
-struct Session {
+/// What lines mean and how answers look.
+pub(crate) struct Session {
     schema: Schema,
     json: bool,
     failed: bool,
 }
 
 impl Session {
+    pub(crate) fn new(schema: Schema, json: bool) -> Self {
+        let failed = false;
+        Self {
+            schema,
+            json,
+            failed,
+        }
+    }
+
+    /// An event as it is printed.
+    pub(crate) fn event(message: &Value, json: bool) -> String {
+        if json {
+            return format!("{message}\n");
+        }
+        let name = message["event"].as_str().unwrap_or_default();
+        let data = message.get("data").cloned().unwrap_or(json!({}));
+        format!("event {name} {data}\n")
+    }
+
     /// The request that a line asks for; none for an empty line or a comment.
-    fn request(&self, line: &str) -> Result<Option<Value>> {
+    pub(crate) fn request(&self, line: &str) -> Result<Option<Value>> {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             return Ok(None);
@@ -169,16 +183,15 @@ impl Session {
         Ok(Some(request(command, &arguments)))
     }
 
-    fn show(&mut self, message: Value) -> Result<()> {
+    pub(crate) fn show(&mut self, message: Value) -> Result<()> {
         if message.get("error").is_some() {
             self.failed = true;
         }
         if self.json {
             return json_line(&message);
         }
-        if let Some(event) = message["event"].as_str() {
-            let data = message.get("data").cloned().unwrap_or(json!({}));
-            return print(&format!("event {event} {data}\n"));
+        if message.get("event").is_some() {
+            return print(&Self::event(&message, false));
         }
         match (Answer { message }).result() {
             Ok(value) => returned(&value),
@@ -189,7 +202,7 @@ impl Session {
         }
     }
 
-    fn complain(&mut self, error: &anyhow::Error) {
+    pub(crate) fn complain(&mut self, error: &anyhow::Error) {
         self.failed = true;
         eprintln!("outport: {error:#}");
     }
