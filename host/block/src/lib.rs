@@ -15,6 +15,7 @@ pub mod gate;
 pub mod image;
 pub mod node;
 mod range;
+pub mod remote;
 #[doc(hidden)]
 pub mod trace;
 

@@ -17,6 +17,7 @@ use crate::filter::throttle::Undrain;
 use crate::filter::{Blkdebug, Filter, Throttle};
 use crate::format::{Codec, DiscardKind};
 use crate::image::Image;
+use crate::remote::RemoteNode;
 use crate::{ByteRange, Errno, Error, ErrorKind, Result};
 
 /// A request in progress on a node.
@@ -51,6 +52,8 @@ pub enum Kind {
     Filter(Box<Filter>),
     /// An image that a plugin understands.
     Image(Arc<Image>),
+    /// Bytes that a server of some protocol keeps.
+    Remote(RemoteNode),
 }
 
 /// One node.
@@ -180,6 +183,7 @@ impl Node {
             Kind::Null { size, .. } => size.load(Ordering::Acquire),
             Kind::Filter(filter) => filter.child().1.len_bytes(),
             Kind::Image(image) => image.size(),
+            Kind::Remote(remote) => remote.len(),
         }
     }
 
@@ -198,6 +202,7 @@ impl Node {
             Kind::Null { .. } => 4096,
             Kind::Filter(filter) => filter.child().1.preferred_io(),
             Kind::Image(image) => image.cluster_size().max(4096),
+            Kind::Remote(remote) => remote.preferred_io(),
         }
     }
 
@@ -217,6 +222,7 @@ impl Node {
             }
             Kind::Filter(filter) => filter.try_read(offset, buf),
             Kind::Image(image) => image.try_read(offset, buf),
+            Kind::Remote(_) => None,
         }
     }
 
@@ -235,6 +241,7 @@ impl Node {
             Kind::Null { .. } => Some(Ok(())),
             Kind::Filter(filter) => filter.try_write(offset, buf),
             Kind::Image(image) => image.try_write(offset, buf),
+            Kind::Remote(_) => None,
         }
     }
 
@@ -275,6 +282,7 @@ impl Node {
                 let image = image.clone();
                 whole(async move { image.read(offset, mem).await })
             }
+            Kind::Remote(remote) => Box::pin(remote.read(offset, mem)),
         }
     }
 
@@ -298,6 +306,7 @@ impl Node {
                 let image = image.clone();
                 whole(async move { image.write(offset, mem, fua).await })
             }
+            Kind::Remote(remote) => Box::pin(remote.write(offset, mem, fua)),
         }
     }
 
@@ -373,6 +382,7 @@ impl Node {
                     let image = image.clone();
                     whole(async move { image.flush().await }).await
                 }
+                Kind::Remote(remote) => remote.flush().await,
             }
         })
     }
@@ -397,6 +407,7 @@ impl Node {
                         .await
                         .map(|_| ())
                 }
+                Kind::Remote(remote) => remote.discard(range).await,
             }
         })
     }
@@ -404,7 +415,7 @@ impl Node {
     /// The range reads as zeroes afterwards.
     pub fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> NodeFuture<'_, ()> {
         Box::pin(async move {
-            match self.zero_fast(range, may_unmap).await {
+            match self.zero(range, may_unmap, false).await {
                 Err(Errno::NotSup) => self.zero_slow(range).await,
                 other => other,
             }
@@ -413,6 +424,11 @@ impl Node {
 
     /// The same, but `NotSup` if it would take as long as writing.
     pub fn zero_fast(&self, range: ByteRange, may_unmap: bool) -> NodeFuture<'_, ()> {
+        self.zero(range, may_unmap, true)
+    }
+
+    /// `NotSup` where it takes as long as writing, or where that is not known and `fast` is set.
+    fn zero(&self, range: ByteRange, may_unmap: bool, fast: bool) -> NodeFuture<'_, ()> {
         Box::pin(async move {
             if self.read_only {
                 return Err(Errno::Perm);
@@ -421,7 +437,7 @@ impl Node {
             match &self.kind {
                 Kind::File(file) => file.zero(range, may_unmap).await,
                 Kind::Raw { child, offset, .. } => {
-                    child.zero_fast(shift(range, *offset)?, may_unmap).await
+                    child.zero(shift(range, *offset)?, may_unmap, fast).await
                 }
                 Kind::Null { .. } => Ok(()),
                 Kind::Filter(filter) => filter.zero_fast(range, may_unmap).await,
@@ -441,6 +457,7 @@ impl Node {
                     }
                     Ok(())
                 }
+                Kind::Remote(remote) => remote.zero(range, may_unmap, fast).await,
             }
         })
     }
@@ -459,6 +476,19 @@ impl Node {
         Ok(())
     }
 
+    /// The range will be read soon; a hint, which only costs where bytes are far away.
+    pub fn prefetch(&self, range: ByteRange) -> NodeFuture<'_, ()> {
+        match &self.kind {
+            Kind::Raw { child, offset, .. } => match shift(range, *offset) {
+                Ok(range) => child.prefetch(range),
+                Err(errno) => refused(errno),
+            },
+            Kind::Filter(filter) => filter.child().1.prefetch(range),
+            Kind::Remote(remote) => Box::pin(remote.prefetch(range)),
+            _ => Box::pin(std::future::ready(Ok(()))),
+        }
+    }
+
     /// Allocation status of a front part of the range, which is not empty.
     pub fn status(&self, range: ByteRange) -> NodeFuture<'_, Status> {
         Box::pin(async move {
@@ -474,6 +504,7 @@ impl Node {
                 }),
                 Kind::Filter(filter) => filter.status(range).await,
                 Kind::Image(image) => image.status(range).await,
+                Kind::Remote(remote) => remote.status(range).await,
             }
         })
     }
@@ -493,7 +524,7 @@ impl Node {
                 Err(_) => Segment::Unknown { len },
             },
             Kind::Null { zeroes: true, .. } => Segment::Zero { len },
-            Kind::Null { .. } => Segment::Unknown { len },
+            Kind::Null { .. } | Kind::Remote(_) => Segment::Unknown { len },
             Kind::Filter(filter) => filter.segment(range),
             Kind::Image(image) => image.segment(range),
         }
@@ -504,7 +535,7 @@ impl Node {
     #[must_use]
     pub fn is_known_zero(&self, range: ByteRange) -> bool {
         match &self.kind {
-            Kind::File(_) => false,
+            Kind::File(_) | Kind::Remote(_) => false,
             Kind::Raw { child, offset, .. } => {
                 shift(range, *offset).is_ok_and(|range| child.is_known_zero(range))
             }
@@ -542,7 +573,7 @@ impl Node {
                 Box::pin(std::future::ready(Ok(())))
             }
             Kind::Filter(filter) => filter.child().1.grow_to(len),
-            Kind::Raw { .. } | Kind::Image(_) => refused(Errno::NotSup),
+            Kind::Raw { .. } | Kind::Image(_) | Kind::Remote(_) => refused(Errno::NotSup),
         }
     }
 
@@ -563,7 +594,7 @@ impl Node {
                 Box::pin(std::future::ready(Ok(())))
             }
             Kind::Filter(filter) => filter.child().1.resize_storage(len),
-            Kind::Raw { .. } | Kind::Image(_) => refused(Errno::NotSup),
+            Kind::Raw { .. } | Kind::Image(_) | Kind::Remote(_) => refused(Errno::NotSup),
         }
     }
 
@@ -583,6 +614,11 @@ impl Node {
                     .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))
             }
             Kind::Filter(filter) => Box::pin(filter.child().1.resize(len)).await,
+            // A server's length is the server's; like QEMU, do not insist on less.
+            Kind::Remote(remote) if len > remote.len() => {
+                Err(Error::new(ErrorKind::Unsupported, "Cannot grow NBD nodes"))
+            }
+            Kind::Remote(_) => Ok(()),
             Kind::Raw { size: Some(_), .. } => Err(Error::new(
                 ErrorKind::Unsupported,
                 "Cannot resize a raw node with a fixed 'size'",
@@ -649,6 +685,15 @@ impl Node {
         }
     }
 
+    /// Where the bytes are, if this is a node of a protocol; QEMU's spelling.
+    #[must_use]
+    pub fn remote_name(&self) -> Option<String> {
+        match &self.kind {
+            Kind::Remote(remote) => Some(remote.name()),
+            _ => None,
+        }
+    }
+
     /// Lets requests pass the limits at and below this node until the answer is dropped.
     #[must_use]
     pub fn drain_throttles(&self) -> Vec<Undrain> {
@@ -665,7 +710,7 @@ impl Node {
     #[must_use]
     pub fn children(&self) -> Vec<(&'static str, Arc<Self>)> {
         match &self.kind {
-            Kind::File(_) | Kind::Null { .. } => Vec::new(),
+            Kind::File(_) | Kind::Null { .. } | Kind::Remote(_) => Vec::new(),
             Kind::Raw { child, .. } => vec![("file", child.clone())],
             Kind::Filter(filter) => {
                 let (role, child) = filter.child();
@@ -689,6 +734,10 @@ impl Node {
             Kind::Image(image) => {
                 let (image, name) = (image.clone(), self.name.clone());
                 Finish::new(async move { image.close(&name).await }).await
+            }
+            Kind::Remote(remote) => {
+                remote.close().await;
+                Ok(())
             }
             _ => Ok(()),
         }

@@ -1,18 +1,18 @@
 //! Socket addresses as QMP and the command line spell them, as listeners take them.
 
-use outport_export::nbd::Address;
-use outport_qmp::types::sockets::{SocketAddress, SocketAddressBranch};
+use std::sync::Mutex;
 
-use crate::inherited::Inherited;
+use outport_export::nbd::Address;
+use outport_export::nbd::client::ServerAddress;
+use outport_qmp::types::sockets::{SocketAddress, SocketAddressBranch, VsockSocketAddress};
+
+use crate::daemon::Daemon;
 
 /// The address to listen on.
 ///
 /// # Errors
-/// A descriptor that is no socket of our parent, or a kind that is not served.
-pub(crate) fn listen_on(
-    address: SocketAddress,
-    inherited: &mut Inherited,
-) -> Result<Address, String> {
+/// A descriptor that is no socket that was passed, or a kind that is not served.
+pub(crate) fn listen_on(address: SocketAddress, daemon: &Daemon) -> Result<Address, String> {
     Ok(match address.branch {
         SocketAddressBranch::Inet(inet) => Address::Inet {
             host: inet.host,
@@ -26,15 +26,42 @@ pub(crate) fn listen_on(
             is_abstract: unix.r#abstract.unwrap_or(false),
             tight: unix.tight.unwrap_or(true),
         },
-        SocketAddressBranch::Fd(fd) => Address::Fd(inherited.take_socket(&fd.str)?),
-        SocketAddressBranch::Vsock(vsock) => {
-            if vsock.cid.parse::<u32>().is_err() {
-                return Err(format!("Failed to parse cid '{}'", vsock.cid));
-            }
-            if vsock.port.parse::<u32>().is_err() {
-                return Err(format!("Failed to parse port '{}'", vsock.port));
-            }
-            return Err("socket family AF_VSOCK unsupported".into());
-        }
+        SocketAddressBranch::Fd(fd) => Address::Fd(daemon.take_socket(&fd.str)?),
+        SocketAddressBranch::Vsock(vsock) => return Err(no_vsock(&vsock)),
     })
+}
+
+/// Where to connect to.
+///
+/// # Errors
+/// As [`listen_on`].
+pub(crate) fn connect_to(address: SocketAddress, daemon: &Daemon) -> Result<ServerAddress, String> {
+    Ok(match address.branch {
+        SocketAddressBranch::Inet(inet) => ServerAddress::Inet {
+            host: inet.host,
+            port: inet.port,
+            ipv4: inet.ipv4,
+            ipv6: inet.ipv6,
+            keep_alive: inet.keep_alive.unwrap_or(false),
+        },
+        SocketAddressBranch::Unix(unix) => ServerAddress::Unix {
+            path: unix.path.into(),
+            is_abstract: unix.r#abstract.unwrap_or(false),
+            tight: unix.tight.unwrap_or(true),
+        },
+        SocketAddressBranch::Fd(fd) => {
+            ServerAddress::Fd(Mutex::new(Some(daemon.take_socket(&fd.str)?)))
+        }
+        SocketAddressBranch::Vsock(vsock) => return Err(no_vsock(&vsock)),
+    })
+}
+
+fn no_vsock(vsock: &VsockSocketAddress) -> String {
+    if vsock.cid.parse::<u32>().is_err() {
+        return format!("Failed to parse cid '{}'", vsock.cid);
+    }
+    if vsock.port.parse::<u32>().is_err() {
+        return format!("Failed to parse port '{}'", vsock.port);
+    }
+    "socket family AF_VSOCK unsupported".into()
 }

@@ -6,13 +6,17 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use outport_export::nbd::Listener;
 use rustix::net::AddressFamily;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::descriptors::Arrived;
+
 mod options;
+mod passing;
 
 pub(crate) use options::{Backend, Endpoint, parse};
 
@@ -23,6 +27,8 @@ pub(crate) type ClientReader = Box<dyn AsyncRead + Unpin>;
 pub(crate) struct Client {
     pub(crate) reader: ClientReader,
     pub(crate) writer: Box<dyn AsyncWrite + Unpin>,
+    /// Descriptors that came with its bytes; only unix sockets bring any.
+    pub(crate) arrived: Arrived,
 }
 
 impl Client {
@@ -31,6 +37,18 @@ impl Client {
         Self {
             reader: Box::new(reader),
             writer: Box::new(writer),
+            arrived: Arrived::default(),
+        }
+    }
+
+    /// A unix socket: bytes, and descriptors with them.
+    fn of_unix(stream: UnixStream) -> Self {
+        let arrived = Arrived::default();
+        let stream = Rc::new(stream);
+        Self {
+            reader: Box::new(passing::Reader::new(stream.clone(), arrived.clone())),
+            writer: Box::new(passing::Writer::new(stream)),
+            arrived,
         }
     }
 
@@ -38,7 +56,7 @@ impl Client {
     fn of_socket(fd: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         if rustix::net::sockopt::socket_domain(&fd)? == AddressFamily::UNIX {
-            Ok(Self::of_stream(UnixStream::from_std(fd.into())?))
+            Ok(Self::of_unix(UnixStream::from_std(fd.into())?))
         } else {
             Ok(Self::of_stream(TcpStream::from_std(fd.into())?))
         }
@@ -49,6 +67,7 @@ impl Client {
         Self {
             reader: Box::new(tokio::io::stdin()),
             writer: Box::new(tokio::io::stdout()),
+            arrived: Arrived::default(),
         }
     }
 }
@@ -153,7 +172,7 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Client, String> {
     };
     match endpoint {
         Endpoint::Unix { path } => match UnixStream::connect(path).await {
-            Ok(stream) => Ok(Client::of_stream(stream)),
+            Ok(stream) => Ok(Client::of_unix(stream)),
             Err(error) => Err(failed(&error)),
         },
         Endpoint::Inet { host, port } => match TcpStream::connect(format!("{host}:{port}")).await {

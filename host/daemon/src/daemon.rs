@@ -4,6 +4,7 @@
 //! an `await`.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use outport_block::IoThread;
@@ -11,12 +12,13 @@ use outport_qmp::{Error, Event};
 use tokio::sync::mpsc;
 
 use crate::chardev::Chardevs;
+use crate::descriptors::Descriptors;
 use crate::events::Events;
 use crate::exports::Exports;
 use crate::graph::Graph;
 use crate::inherited::Inherited;
 use crate::jobs::Jobs;
-use crate::nbd_server::NbdServer;
+use crate::nbd_server::NbdServers;
 use crate::objects::Objects;
 use crate::plugins::Plugins;
 use crate::policy::PathPolicy;
@@ -30,12 +32,13 @@ pub(crate) struct Daemon {
     pub(crate) exports: Exports,
     pub(crate) objects: RefCell<Objects>,
     pub(crate) jobs: Jobs,
-    pub(crate) nbd: NbdServer,
+    pub(crate) nbd: NbdServers,
     pub(crate) events: Rc<Events>,
     pub(crate) plugins: Plugins,
     pub(crate) policy: RefCell<PathPolicy>,
     pub(crate) chardevs: RefCell<Chardevs>,
     pub(crate) inherited: RefCell<Inherited>,
+    pub(crate) descriptors: RefCell<Descriptors>,
     default_iothread: RefCell<Option<IoThread>>,
     ending: Cell<bool>,
 }
@@ -49,16 +52,33 @@ impl Daemon {
             exports: Exports::default(),
             objects: RefCell::default(),
             jobs: Jobs::default(),
-            nbd: NbdServer::default(),
+            nbd: NbdServers::default(),
             plugins: Plugins::new(events.sender()),
             events,
             policy: RefCell::default(),
             chardevs: RefCell::default(),
             inherited: RefCell::default(),
+            descriptors: RefCell::default(),
             default_iothread: RefCell::default(),
             ending: Cell::new(false),
         };
         (Rc::new(daemon), waiting)
+    }
+
+    /// The socket that an `fd` address means: a number that our parent left open, or a name given
+    /// to `getfd`.
+    ///
+    /// # Errors
+    /// QEMU's sentences: there is none, or it is no socket.
+    pub(crate) fn take_socket(&self, text: &str) -> Result<OwnedFd, String> {
+        let named = self.descriptors.borrow_mut().take(text);
+        let Some(fd) = named else {
+            return self.inherited.borrow_mut().take_socket(text);
+        };
+        match rustix::net::sockopt::socket_type(&fd) {
+            Ok(_) => Ok(fd),
+            Err(_) => Err(format!("File descriptor '{text}' is not a socket")),
+        }
     }
 
     /// The iothread of everything that names none; started when it is needed first.

@@ -10,14 +10,17 @@
 //! id can be used again.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
 use outport_block::filter::throttle::Undrain;
-use outport_export::Export;
+use outport_export::{Export, ExportTotals};
 use outport_qmp::events::BlockExportDeleted;
-use outport_qmp::types::block_export::{BlockExportInfo, BlockExportRemoveMode, BlockExportType};
+use outport_qmp::types::block_export::{
+    BlockExportInfo, BlockExportRemoveMode, BlockExportStats, BlockExportType,
+};
 use outport_qmp::{Error, Event};
 
 use crate::daemon::Daemon;
@@ -33,12 +36,22 @@ pub(crate) struct Entry {
     pub(crate) iothreads: Vec<String>,
     /// While it shuts down its requests pass the limits of throttles.
     pub(crate) drained: Vec<Undrain>,
+    /// Id of the NBD server that offers it; `None` is the default one.
+    pub(crate) server: Option<String>,
+}
+
+impl Entry {
+    fn is_served_by(&self, server: Option<&str>) -> bool {
+        self.kind == BlockExportType::Nbd && self.server.as_deref() == server
+    }
 }
 
 /// All exports, in the order in which they were added.
 #[derive(Default)]
 pub(crate) struct Exports {
     list: RefCell<Vec<Entry>>,
+    /// What exports did that are gone, by the name of their node.
+    past: RefCell<BTreeMap<String, ExportTotals>>,
 }
 
 impl Exports {
@@ -105,9 +118,58 @@ impl Exports {
         found.ok_or_else(|| Error::no_such_export(id))
     }
 
-    /// Cuts off all exports of a kind and waits until they are gone.
-    pub(crate) async fn close_kind(&self, daemon: &Daemon, kind: BlockExportType) {
-        self.close_where(daemon, |entry| entry.kind == kind).await;
+    /// Cuts off all exports of an NBD server and waits until they are gone.
+    pub(crate) async fn close_served(&self, daemon: &Daemon, server: Option<&str>) {
+        self.close_where(daemon, |entry| entry.is_served_by(server))
+            .await;
+    }
+
+    /// Ids of the exports of an NBD server, newest first.
+    pub(crate) fn served_by(&self, server: Option<&str>) -> Vec<String> {
+        let list = self.list.borrow();
+        let served = list.iter().rev().filter(|entry| entry.is_served_by(server));
+        served.map(|entry| entry.export.id().to_owned()).collect()
+    }
+
+    /// What the exports did, newest first.
+    pub(crate) fn query_stats(&self) -> Vec<BlockExportStats> {
+        let stats = |entry: &Entry| {
+            let totals = entry.export.totals();
+            BlockExportStats {
+                id: entry.export.id().to_owned(),
+                node_name: entry.export.node().name().to_owned(),
+                clients: entry.export.users() as u64,
+                connections: totals.connections,
+                rd_bytes: totals.read_bytes,
+                wr_bytes: totals.write_bytes,
+                rd_operations: totals.reads,
+                wr_operations: totals.writes,
+                flush_operations: totals.flushes,
+                unmap_operations: totals.discards,
+                errors: totals.errors,
+                waited_operations: totals.waited,
+                in_flight: totals.in_flight,
+                waited_total_time_ns: totals.waited_ns,
+            }
+        };
+        self.list.borrow().iter().rev().map(stats).collect()
+    }
+
+    /// What all exports of a node did, those that are gone included.
+    pub(crate) fn totals_of(&self, node: &str) -> ExportTotals {
+        let past = self.past.borrow().get(node).copied();
+        let mut totals = past.unwrap_or_default();
+        for entry in self.list.borrow().iter() {
+            if entry.export.node().name() == node {
+                totals.add(&entry.export.totals());
+            }
+        }
+        totals
+    }
+
+    /// A node is gone: another one of its name starts at nothing.
+    pub(crate) fn forget_node(&self, node: &str) {
+        self.past.borrow_mut().remove(node);
     }
 
     /// Cuts off all exports and waits until they are gone.
@@ -145,7 +207,13 @@ impl Exports {
 
     /// Cuts an export off; it is gone now if nobody is inside.
     fn shut_down(&self, daemon: &Daemon, export: &Arc<Export>) {
-        daemon.nbd.withdraw(export.name());
+        let server = {
+            let list = self.list.borrow();
+            let mut entries = list.iter();
+            let entry = entries.find(|entry| entry.export.id() == export.id());
+            entry.and_then(|entry| entry.server.clone())
+        };
+        daemon.nbd.withdraw(server.as_deref(), export.name());
         export.shut_down();
         let drained = export.node().drain_throttles();
         let mut list = self.list.borrow_mut();
@@ -171,6 +239,12 @@ impl Exports {
         let entry = list.remove(at);
         drop(list);
         daemon.graph.borrow_mut().detach(entry.edge);
+        let mut totals = entry.export.totals();
+        totals.in_flight = 0;
+        let node = entry.export.node().name().to_owned();
+        let mut past = self.past.borrow_mut();
+        past.entry(node).or_default().add(&totals);
+        drop(past);
         tracing::info!(export = id, "export deleted");
         let deleted = BlockExportDeleted { id: id.to_owned() };
         daemon.events.emit(&Event::BlockExportDeleted(deleted));

@@ -20,6 +20,7 @@ mod chardev;
 mod commands;
 mod daemon;
 mod daemonize;
+mod descriptors;
 mod events;
 mod exports;
 mod graph;

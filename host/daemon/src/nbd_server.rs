@@ -1,16 +1,20 @@
-//! The NBD server: at most one, started and stopped by commands.
+//! The NBD servers: QEMU's one, and further ones by id, started and stopped by commands.
 //!
 //! Control plane; connections are served on iothreads by `outport_export`. Invariant: while a
-//! server stops, none can be started and nothing can be exported over the old one.
+//! server stops, none of its id can be started and nothing can be exported over the old one.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use outport_export::Export;
-use outport_export::nbd::{Listener, Server, ServerOptions};
+use outport_export::nbd::{Bound, Listener, Server, ServerOptions};
 use outport_qmp::Error;
-use outport_qmp::types::block_export::{BlockExportType, NbdServerOptions};
+use outport_qmp::error::is_identifier;
+use outport_qmp::types::block_export::{NbdServerInfo, NbdServerOptions};
+use outport_qmp::types::sockets::{
+    InetSocketAddress, SocketAddress, SocketAddressBranch, UnixSocketAddress,
+};
 
 use crate::addresses;
 use crate::daemon::Daemon;
@@ -21,30 +25,37 @@ const CONNECTIONS_MAX: u32 = 100;
 /// Seconds that a handshake may take if nobody says otherwise (QEMU's default).
 const HANDSHAKE_MAX_SECONDS: u32 = 10;
 
-#[derive(Default)]
-enum State {
-    #[default]
-    Stopped,
-    Running(Rc<Server>),
-    Stopping,
+/// One server. It keeps its place in the list, and its id, until it has stopped.
+struct Entry {
+    /// `None`: the server that QEMU's commands mean.
+    id: Option<String>,
+    /// `None`: it is being stopped.
+    server: Option<Rc<Server>>,
 }
 
-/// The server, or none.
+/// The servers, in the order in which they were started.
 #[derive(Default)]
-pub(crate) struct NbdServer {
-    state: RefCell<State>,
+pub(crate) struct NbdServers {
+    list: RefCell<Vec<Entry>>,
 }
 
-impl NbdServer {
+impl NbdServers {
     /// `nbd-server-start`.
     ///
     /// # Errors
     /// It runs already, the address cannot be bound, or TLS was asked for.
     pub(crate) fn start(&self, daemon: &Daemon, options: NbdServerOptions) -> Result<(), Error> {
-        if !matches!(*self.state.borrow(), State::Stopped) {
-            return Err(Error::generic("NBD server already running"));
+        let id = options.id;
+        if id.as_deref().is_some_and(|id| !is_identifier(id)) {
+            return Err(Error::not_an_identifier("id"));
         }
-        let address = addresses::listen_on(options.addr, &mut daemon.inherited.borrow_mut());
+        if self.list.borrow().iter().any(|entry| entry.id == id) {
+            return Err(Error::generic(match id {
+                None => "NBD server already running".to_owned(),
+                Some(id) => format!("NBD server '{id}' already running"),
+            }));
+        }
+        let address = addresses::listen_on(options.addr, daemon);
         let listener = address.and_then(Listener::bind).map_err(Error::generic)?;
         if let Some(id) = options.tls_creds {
             // The listener goes, and its socket file with it.
@@ -60,73 +71,125 @@ impl NbdServer {
                     .unwrap_or(HANDSHAKE_MAX_SECONDS),
             },
         );
-        *self.state.borrow_mut() = State::Running(Rc::new(server));
+        let server = Some(Rc::new(server));
+        self.list.borrow_mut().push(Entry { id, server });
         Ok(())
     }
 
-    /// `nbd-server-stop`: deletes the NBD exports and waits for them, then for the server.
+    /// `nbd-server-stop`: deletes the server's exports and waits for them, then for the server.
     ///
     /// # Errors
     /// It does not run.
-    pub(crate) async fn stop(&self, daemon: &Daemon) -> Result<(), Error> {
-        let server = match self.state.replace(State::Stopping) {
-            State::Running(server) => server,
-            other => {
-                *self.state.borrow_mut() = other;
-                return Err(not_running());
-            }
+    pub(crate) async fn stop(&self, daemon: &Daemon, id: Option<&str>) -> Result<(), Error> {
+        let server = {
+            let mut list = self.list.borrow_mut();
+            let mut entries = list.iter_mut();
+            let entry = entries.find(|entry| entry.id.as_deref() == id);
+            entry.and_then(|entry| entry.server.take())
         };
-        daemon
-            .exports
-            .close_kind(daemon, BlockExportType::Nbd)
-            .await;
+        let server = server.ok_or_else(|| not_running(id))?;
+        daemon.exports.close_served(daemon, id).await;
         server.stop().await;
         drop(server);
-        *self.state.borrow_mut() = State::Stopped;
+        let mut list = self.list.borrow_mut();
+        list.retain(|entry| entry.id.as_deref() != id);
         Ok(())
     }
 
-    /// Stops it if it runs.
+    /// Stops all that run.
     pub(crate) async fn close(&self, daemon: &Daemon) {
-        if self.stop(daemon).await.is_ok() {
-            tracing::debug!("NBD server stopped");
+        loop {
+            let next = {
+                let list = self.list.borrow();
+                let mut running = list.iter().filter(|entry| entry.server.is_some());
+                running.next().map(|entry| entry.id.clone())
+            };
+            let Some(id) = next else { return };
+            if self.stop(daemon, id.as_deref()).await.is_ok() {
+                tracing::debug!(id, "NBD server stopped");
+            }
         }
     }
 
-    /// The running server.
+    /// The running server of this id.
     ///
     /// # Errors
     /// It does not run.
-    pub(crate) fn running(&self) -> Result<Rc<Server>, Error> {
-        match &*self.state.borrow() {
-            State::Running(server) => Ok(server.clone()),
-            State::Stopped | State::Stopping => Err(not_running()),
-        }
-    }
-
-    /// Clients at a time.
-    pub(crate) fn connections_max(&self) -> Option<u32> {
-        self.running()
-            .ok()
-            .map(|server| server.options().max_connections)
+    pub(crate) fn running(&self, id: Option<&str>) -> Result<Rc<Server>, Error> {
+        let list = self.list.borrow();
+        let mut entries = list.iter();
+        let entry = entries.find(|entry| entry.id.as_deref() == id);
+        let server = entry.and_then(|entry| entry.server.clone());
+        server.ok_or_else(|| not_running(id))
     }
 
     /// Offers an export.
     ///
     /// # Errors
     /// The server does not run, or the name is taken.
-    pub(crate) fn offer(&self, export: Arc<Export>) -> Result<(), Error> {
-        self.running()?.add(export).map_err(Error::generic)
+    pub(crate) fn offer(&self, id: Option<&str>, export: Arc<Export>) -> Result<(), Error> {
+        self.running(id)?.add(export).map_err(Error::generic)
     }
 
     /// Does not offer an export any longer; its name is free from now on.
-    pub(crate) fn withdraw(&self, name: &str) {
-        if let Ok(server) = self.running() {
+    pub(crate) fn withdraw(&self, id: Option<&str>, name: &str) {
+        if let Ok(server) = self.running(id) {
             server.remove(name);
         }
     }
+
+    /// `query-nbd-servers`, in the order in which they were started.
+    pub(crate) fn query(&self, daemon: &Daemon) -> Vec<NbdServerInfo> {
+        let list = self.list.borrow();
+        let running = list.iter().filter_map(|entry| {
+            let server = entry.server.as_ref()?;
+            let options = server.options();
+            Some(NbdServerInfo {
+                id: entry.id.clone(),
+                addr: address(&server.listener().bound()),
+                connections: u32::try_from(server.connections()).unwrap_or(u32::MAX),
+                max_connections: options.max_connections,
+                handshake_max_seconds: options.handshake_max_seconds,
+                exports: daemon.exports.served_by(entry.id.as_deref()),
+            })
+        });
+        running.collect()
+    }
 }
 
-fn not_running() -> Error {
-    Error::generic("NBD server not running")
+/// A bound address as QMP spells it.
+fn address(bound: &Bound) -> SocketAddress {
+    let branch = match bound {
+        Bound::Inet(address) => SocketAddressBranch::Inet(InetSocketAddress {
+            host: address.map_or_else(String::new, |it| it.ip().to_string()),
+            port: address.map_or_else(String::new, |it| it.port().to_string()),
+            numeric: None,
+            to: None,
+            ipv4: None,
+            ipv6: None,
+            keep_alive: None,
+            keep_alive_count: None,
+            keep_alive_idle: None,
+            keep_alive_interval: None,
+            mptcp: None,
+        }),
+        Bound::Unix(path) => SocketAddressBranch::Unix(UnixSocketAddress {
+            path: path.display().to_string(),
+            r#abstract: None,
+            tight: None,
+        }),
+        Bound::Abstract(name) => SocketAddressBranch::Unix(UnixSocketAddress {
+            path: name.display().to_string(),
+            r#abstract: Some(true),
+            tight: None,
+        }),
+    };
+    SocketAddress { branch }
+}
+
+fn not_running(id: Option<&str>) -> Error {
+    Error::generic(match id {
+        None => "NBD server not running".to_owned(),
+        Some(id) => format!("NBD server '{id}' not running"),
+    })
 }

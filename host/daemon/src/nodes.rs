@@ -117,6 +117,9 @@ fn filename(node: &Node) -> String {
     if let Some(file) = node.host_file() {
         return file.path().display().to_string();
     }
+    if let Some(name) = node.remote_name() {
+        return name;
+    }
     match node.children().into_iter().next() {
         Some((_, child)) => filename(&child),
         None => format!("{}://", node.driver()),
@@ -142,7 +145,8 @@ fn actual_size(node: &Node) -> Option<i64> {
     }
     match node.children().into_iter().next() {
         Some((_, child)) => actual_size(&child),
-        None => Some(0),
+        // A server does not tell.
+        None => node.remote_name().is_none().then_some(0),
     }
 }
 

@@ -6,10 +6,12 @@
 //! still have in flight) has left.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use outport_block::{IoThread, Node};
 use tokio::sync::Notify;
+
+use crate::stats::{ExportStats, ExportTotals, Shards};
 
 /// What `block-export-add` says of any export.
 #[derive(Clone, Debug)]
@@ -26,21 +28,17 @@ pub struct ExportOptions {
     pub writethrough: bool,
     /// Several connections may rely on one another's flushes.
     pub multi_conn: bool,
+    /// Clients at a time; 0: as many as the server takes.
+    pub clients_max: u32,
 }
 
-/// Counters of one export; bytes and requests since it was added. Relaxed: a
-/// scrape may see one request counted and another not.
-#[derive(Debug, Default)]
-#[allow(missing_docs, reason = "the names say it")]
-pub struct ExportStats {
-    pub reads: AtomicU64,
-    pub read_bytes: AtomicU64,
-    pub writes: AtomicU64,
-    pub write_bytes: AtomicU64,
-    pub flushes: AtomicU64,
-    pub discards: AtomicU64,
-    pub errors: AtomicU64,
-    pub connections: AtomicU64,
+/// Why a client may not enter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoEntry {
+    /// The export was shut down.
+    ShutDown,
+    /// It has as many clients as it takes.
+    Full,
 }
 
 /// One export.
@@ -54,7 +52,7 @@ pub struct Export {
     shutting_down: AtomicBool,
     cut: Notify,
     left: Notify,
-    stats: ExportStats,
+    stats: Shards,
 }
 
 impl Export {
@@ -72,7 +70,7 @@ impl Export {
             shutting_down: AtomicBool::new(false),
             cut: Notify::new(),
             left: Notify::new(),
-            stats: ExportStats::default(),
+            stats: Shards::default(),
         })
     }
 
@@ -118,10 +116,16 @@ impl Export {
         self.shutting_down.load(Ordering::Acquire)
     }
 
-    /// Counters.
+    /// The calling thread's counters.
     #[must_use]
-    pub const fn stats(&self) -> &ExportStats {
-        &self.stats
+    pub fn stats(&self) -> &ExportStats {
+        self.stats.mine()
+    }
+
+    /// What all threads counted.
+    #[must_use]
+    pub fn totals(&self) -> ExportTotals {
+        self.stats.totals()
     }
 
     /// The iothread for the next connection, in turn.
@@ -165,18 +169,24 @@ impl Export {
         }
     }
 
-    /// A client enters; `None` once the export is shut down.
-    #[must_use]
-    pub fn enter(self: &Arc<Self>) -> Option<ExportUser> {
+    /// A client enters. Its place is given back when the [`ExportUser`] is dropped.
+    ///
+    /// # Errors
+    /// The export was shut down, or is full.
+    pub fn enter(self: &Arc<Self>) -> Result<ExportUser, NoEntry> {
         // Counted before looking: `gone` must not miss a client that enters
         // while the export is being shut down.
-        self.users.fetch_add(1, Ordering::SeqCst);
+        let before = self.users.fetch_add(1, Ordering::SeqCst);
         let user = ExportUser(self.clone());
         if self.is_shutting_down() {
-            return None;
+            return Err(NoEntry::ShutDown);
         }
-        self.stats.connections.fetch_add(1, Ordering::Relaxed);
-        Some(user)
+        let max = self.options.clients_max as usize;
+        if max > 0 && before >= max {
+            return Err(NoEntry::Full);
+        }
+        self.stats().connections.fetch_add(1, Ordering::Relaxed);
+        Ok(user)
     }
 }
 
@@ -220,6 +230,7 @@ mod tests {
             writable: true,
             writethrough: false,
             multi_conn: true,
+            clients_max: 2,
         };
         let iothread = IoThread::start("t").unwrap();
         Export::new(
@@ -229,12 +240,24 @@ mod tests {
         )
     }
 
+    #[test]
+    fn a_place_is_given_back() {
+        let export = export();
+        let first = export.enter().unwrap();
+        let _second = export.enter().unwrap();
+        assert_eq!(export.enter().unwrap_err(), NoEntry::Full);
+        assert_eq!(export.users(), 2, "the refused one does not count");
+        drop(first);
+        assert!(export.enter().is_ok());
+        assert_eq!(export.totals().connections, 3);
+    }
+
     #[tokio::test]
     async fn gone_waits_for_the_last_user() {
         let export = export();
         let user = export.enter().unwrap();
         export.shut_down();
-        assert!(export.enter().is_none());
+        assert_eq!(export.enter().unwrap_err(), NoEntry::ShutDown);
         let waiting = tokio::spawn({
             let export = export.clone();
             async move { export.gone().await }

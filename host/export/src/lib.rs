@@ -7,5 +7,7 @@
 pub mod errno;
 pub mod export;
 pub mod nbd;
+pub mod stats;
 
-pub use export::{Export, ExportOptions, ExportStats, ExportUser};
+pub use export::{Export, ExportOptions, ExportUser, NoEntry};
+pub use stats::{ExportStats, ExportTotals};

@@ -20,7 +20,9 @@ use crate::types::block_debug::{
 };
 use crate::types::block_export::*;
 use crate::types::block_info::{BlockDeviceInfo, BlockInfo};
+use crate::types::block_stats::{BlockStats, QueryBlockstats};
 use crate::types::control::{CommandInfo, QmpCapabilities, VersionInfo};
+use crate::types::fdset::*;
 use crate::types::introspect::SchemaInfo;
 use crate::types::job::{JobDismiss, JobInfo};
 use crate::types::plugin::PluginInfo;
@@ -121,6 +123,8 @@ commands! {
     /// Lists the nodes.
     QueryNamedBlockNodes query_named_block_nodes "query-named-block-nodes"
         (QueryNamedBlockNodes) -> Vec<BlockDeviceInfo>;
+    /// Says what the nodes did, oldest first.
+    QueryBlockstats query_blockstats "query-blockstats" (QueryBlockstats) -> Vec<BlockStats>;
     /// Lists guest devices, of which there are none.
     QueryBlock query_block "query-block" (QueryBlock) -> Vec<BlockInfo>;
 
@@ -137,7 +141,9 @@ commands! {
     /// Starts the NBD server.
     NbdServerStart nbd_server_start "nbd-server-start" (NbdServerStart) -> Empty;
     /// Stops the NBD server and deletes its exports.
-    NbdServerStop nbd_server_stop "nbd-server-stop" (Empty) -> Empty;
+    NbdServerStop nbd_server_stop "nbd-server-stop" (NbdServerStop) -> Empty;
+    /// Lists the NBD servers (ours).
+    QueryNbdServers query_nbd_servers "query-nbd-servers" (Empty) -> Vec<NbdServerInfo>;
     /// Adds an NBD export.
     NbdServerAdd nbd_server_add "nbd-server-add" (NbdServerAdd) -> Empty [deprecated];
     /// Deletes an NBD export.
@@ -148,6 +154,19 @@ commands! {
     BlockExportDel block_export_del "block-export-del" (BlockExportDel) -> Empty;
     /// Lists the exports, newest first.
     QueryBlockExports query_block_exports "query-block-exports" (Empty) -> Vec<BlockExportInfo>;
+    /// Says what the exports did, newest first (ours).
+    QueryExportStats query_export_stats "query-export-stats" (Empty) -> Vec<BlockExportStats>;
+
+    /// Names a descriptor that came with the command.
+    Getfd getfd "getfd" (Getfd) -> Empty;
+    /// Closes a named descriptor.
+    Closefd closefd "closefd" (Closefd) -> Empty;
+    /// Adds a descriptor that came with the command to a set.
+    AddFd add_fd "add-fd" (AddFd) -> AddfdInfo;
+    /// Removes descriptors from a set.
+    RemoveFd remove_fd "remove-fd" (RemoveFd) -> Empty;
+    /// Lists the sets of descriptors.
+    QueryFdsets query_fdsets "query-fdsets" (Empty) -> Vec<FdsetInfo>;
 
     /// Adds an object.
     ObjectAdd object_add "object-add" (ObjectOptions) -> Empty;

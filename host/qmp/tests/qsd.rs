@@ -95,6 +95,13 @@ fn seeds() -> Vec<(&'static str, Value)> {
         ),
         (
             "blockdev-add",
+            json!({"driver": "nbd", "node-name": "n", "export": "e", "reconnect-delay": 1,
+                "open-timeout": 0, "tls-creds": "t", "tls-hostname": "h", "x-dirty-bitmap": "b",
+                "server": {"type": "unix", "path": "/nonexistent/s", "abstract": false}}),
+        ),
+        ("query-blockstats", json!({"query-nodes": true})),
+        (
+            "blockdev-add",
             json!({"driver": "raw", "file": "nosuch", "offset": 1, "size": 2}),
         ),
         (
@@ -232,7 +239,15 @@ fn by_name(entries: Value) -> BTreeMap<String, Value> {
 /// What may differ: members newer than 10.0, ours, and what we do not offer.
 const KNOWN: &[&str] = &[
     "block-export-add.iothread type",
+    "block-export-add/nbd.max-connections only here",
     "block-export-add/nbd.metadata-contexts only here",
+    "block-export-add/nbd.server only here",
+    "nbd-server-start.id only here",
+    "nbd-server-stop.id only here",
+    "query-blockstats[].driver-specific only there",
+    "query-blockstats[].stats.timed_stats[].avg_rd_queue_depth only there",
+    "query-blockstats[].stats.timed_stats[].avg_wr_queue_depth only there",
+    "query-blockstats[].stats.timed_stats[].avg_zone_append_queue_depth only there",
     "keep-alive-count only here",
     "keep-alive-idle only here",
     "keep-alive-interval only here",

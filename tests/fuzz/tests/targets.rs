@@ -110,6 +110,104 @@ fn extent_verifier() {
     run("extent_verifier", &seeds, outport_block::fuzzing::verifier);
 }
 
+#[test]
+fn nbd_client_handshake() {
+    let reply = |option: u32, kind: u32, data: &[u8]| {
+        let mut out = 0x0003_e889_0455_65a9u64.to_be_bytes().to_vec();
+        out.extend_from_slice(&option.to_be_bytes());
+        out.extend_from_slice(&kind.to_be_bytes());
+        out.extend_from_slice(&(data.len() as u32).to_be_bytes());
+        out.extend_from_slice(data);
+        out
+    };
+    let hello = b"\0\xc8NBDMAGICIHAVEOPT\0\x03".to_vec();
+    let go = [
+        reply(7, 3, b"\0\x03\0\0\x02\0\0\0\x10\0\x02\0\0\0"),
+        reply(7, 3, b"\0\0\0\0\0\0\0\x10\0\0\x05\xed"),
+        reply(7, 1, b""),
+    ]
+    .concat();
+    let context = [reply(10, 4, b"\0\0\0\0base:allocation"), reply(10, 1, b"")].concat();
+    let unsupported = reply(11, 0x8000_0001, b"no");
+    let seeds = [
+        [
+            hello.clone(),
+            reply(11, 1, b""),
+            context.clone(),
+            go.clone(),
+        ]
+        .concat(),
+        [
+            hello.clone(),
+            unsupported.clone(),
+            reply(8, 1, b""),
+            context,
+            go,
+        ]
+        .concat(),
+        [
+            hello,
+            unsupported,
+            reply(8, 0x8000_0001, b""),
+            reply(7, 0x8000_0001, b""),
+            b"\0\0\0\0\0\x10\0\0\0\x01".to_vec(),
+        ]
+        .concat(),
+    ];
+    run(
+        "nbd_client_handshake",
+        &seeds,
+        outport_export::nbd::fuzzing::client_handshake,
+    );
+}
+
+#[test]
+fn nbd_client_replies() {
+    // The first eight cookies: a sequence number times 128, plus the slot.
+    let chunk = |n: u64, flags: u16, kind: u16, payload: &[u8]| {
+        let mut out = 0x668e_33efu32.to_be_bytes().to_vec();
+        out.extend_from_slice(&flags.to_be_bytes());
+        out.extend_from_slice(&kind.to_be_bytes());
+        out.extend_from_slice(&(n * 128 + n - 1).to_be_bytes());
+        out.extend_from_slice(&(payload.len() as u32).to_be_bytes());
+        out.extend_from_slice(payload);
+        out
+    };
+    let offset = |at: u64| at.to_be_bytes().to_vec();
+    let seeds = [
+        [
+            vec![1],
+            chunk(
+                1,
+                0,
+                2,
+                &[offset(0), 1024u32.to_be_bytes().to_vec()].concat(),
+            ),
+            chunk(1, 1, 1, &[offset(1024), vec![7; 1024]].concat()),
+            chunk(6, 1, 5, &[0, 4096, 3].map(u32::to_be_bytes).concat()),
+        ]
+        .concat(),
+        [
+            vec![1],
+            chunk(7, 0, 1, &[offset(3072), vec![7; 2048]].concat()),
+            chunk(7, 1, 0, b""),
+            chunk(2, 1, 0x8001, b"\0\0\0\x1c\0\x02no"),
+        ]
+        .concat(),
+        [
+            vec![0],
+            b"\x67\x44\x66\x98\0\0\0\x05\0\0\0\0\0\0\0\x80".to_vec(),
+            b"\x67\x44\x66\x98\0\0\0\0\0\0\0\0\0\0\x01\x01".to_vec(),
+        ]
+        .concat(),
+    ];
+    run(
+        "nbd_client_replies",
+        &seeds,
+        outport_export::nbd::fuzzing::client_replies,
+    );
+}
+
 /// Images that `qemu-img` made: the format's own corners.
 fn images() -> Vec<Vec<u8>> {
     let dir = tempfile::tempdir().expect("a temporary folder");

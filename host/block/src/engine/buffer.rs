@@ -304,6 +304,14 @@ impl IoMem {
         }
     }
 
+    /// The bytes, piece by piece, of memory that nobody writes while they are looked at.
+    pub(crate) fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        // SAFETY: alive through `keep`; what a write sends is not changed meanwhile, since
+        // `Buf::as_mut_slice` copies while the memory is shared.
+        let slice = |p: &Piece| unsafe { std::slice::from_raw_parts(p.ptr, p.len) };
+        self.as_pieces().iter().map(slice)
+    }
+
     /// Copy out.
     pub(crate) fn copy_to(&self, dst: &mut [u8]) {
         let mut at = 0;

@@ -12,6 +12,7 @@ mod op;
 mod pool;
 mod reactor;
 pub(crate) mod syscalls;
+pub mod transfer;
 mod uring;
 
 pub(crate) use iothread::submit;

@@ -1,9 +1,10 @@
 //! Opening host files, and what is asked of them once.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::engine::Aio;
 use crate::engine::buffer::Buf;
@@ -17,6 +18,8 @@ use super::lock::Locking;
 pub struct FileOptions {
     /// Path as given.
     pub path: PathBuf,
+    /// The file itself, if somebody opened it already; the path is its name then.
+    pub opened: Option<Arc<OwnedFd>>,
     /// Open for reading only.
     pub read_only: bool,
     /// Fall back to reading only when writing is not permitted.
@@ -40,6 +43,7 @@ impl FileOptions {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
+            opened: None,
             read_only: false,
             auto_read_only: false,
             direct: false,
@@ -124,6 +128,9 @@ fn could_not_open(path: &Path, e: &std::io::Error) -> Error {
 /// The file, and whether it was opened for reading only. Without waiting: a
 /// FIFO with no writer must not hold up the monitor.
 fn open_file(options: &FileOptions) -> Result<(File, bool)> {
+    if let Some(fd) = &options.opened {
+        return adopt(options, fd).map_err(|e| could_not_open(&options.path, &e));
+    }
     let flags =
         libc::O_CLOEXEC | libc::O_NONBLOCK | if options.direct { libc::O_DIRECT } else { 0 };
     let open = |write: bool| {
@@ -148,6 +155,16 @@ fn open_file(options: &FileOptions) -> Result<(File, bool)> {
         }
         Err(e) => Err(could_not_open(&options.path, &e)),
     }
+}
+
+/// A descriptor that was passed: whoever opened it chose the access, `cache.direct` is ours.
+fn adopt(options: &FileOptions, fd: &OwnedFd) -> std::io::Result<(File, bool)> {
+    use rustix::fs::OFlags;
+    let file = File::from(fd.try_clone()?);
+    let mut flags = rustix::fs::fcntl_getfl(&file)?;
+    flags.set(OFlags::DIRECT, options.direct);
+    rustix::fs::fcntl_setfl(&file, flags)?;
+    Ok((file, options.read_only))
 }
 
 /// From here on the ring may wait for the file: with `O_NONBLOCK` it would

@@ -11,6 +11,7 @@ mod children;
 mod filters;
 mod format;
 mod native;
+mod nbd;
 mod rules_file;
 
 use std::sync::Arc;
@@ -98,6 +99,7 @@ async fn close(daemon: &Daemon, name: String) {
             continue;
         };
         close_node(daemon, node).await;
+        daemon.exports.forget_node(&name);
         closing.extend(daemon.graph.borrow_mut().forget(&name));
     }
 }
@@ -178,6 +180,7 @@ impl<'d> Opening<'d> {
                 BlockdevDriverOptions::File(file) | BlockdevDriverOptions::HostDevice(file) => {
                     self.file(&name, &driver, file, &common).await?
                 }
+                BlockdevDriverOptions::Nbd(nbd) => self.nbd(&name, nbd, &common).await?,
                 BlockdevDriverOptions::NullAio(null) | BlockdevDriverOptions::NullCo(null) => {
                     native::null(&name, &driver, &null, &common)?.into()
                 }

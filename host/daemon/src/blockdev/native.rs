@@ -43,7 +43,13 @@ impl Opening<'_> {
                 "The '{driver}' block driver requires a file name"
             )));
         }
+        let passed = {
+            let descriptors = self.daemon.descriptors.borrow();
+            descriptors.file(&file.filename, common.read_only)
+        };
+        let opened = passed.transpose().map_err(Error::generic)?;
         let options = FileOptions {
+            opened: opened.map(Arc::new),
             path: file.filename.into(),
             read_only: common.read_only,
             auto_read_only: common.auto_read_only,

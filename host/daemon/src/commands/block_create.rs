@@ -53,6 +53,7 @@ pub(super) fn create(daemon: &Rc<Daemon>, arguments: BlockdevCreate) -> Result<E
         | BlockdevCreateBranch::Compress(_)
         | BlockdevCreateBranch::CopyOnRead(_)
         | BlockdevCreateBranch::Throttle(_)
+        | BlockdevCreateBranch::Nbd(_)
         | BlockdevCreateBranch::NullAio(_)
         | BlockdevCreateBranch::NullCo(_)
         | BlockdevCreateBranch::Raw(_) => {

@@ -10,7 +10,7 @@ use outport_qmp::types::Empty;
 use outport_qmp::types::block_export::{
     BlockDirtyBitmapOrStr, BlockExportBranch, BlockExportDel, BlockExportIothreads,
     BlockExportOptions, BlockExportOptionsNbd, BlockExportRemoveMode, BlockExportType,
-    NbdServerAdd, NbdServerRemove, NbdServerStart,
+    NbdServerAdd, NbdServerRemove, NbdServerStart, NbdServerStop,
 };
 
 use crate::daemon::Daemon;
@@ -27,8 +27,8 @@ pub(super) fn start_server(daemon: &Daemon, arguments: NbdServerStart) -> Result
 }
 
 /// `nbd-server-stop`.
-pub(super) async fn stop_server(daemon: &Daemon) -> Result<Empty, Error> {
-    daemon.nbd.stop(daemon).await?;
+pub(super) async fn stop_server(daemon: &Daemon, arguments: NbdServerStop) -> Result<Empty, Error> {
+    daemon.nbd.stop(daemon, arguments.id.as_deref()).await?;
     Ok(Empty {})
 }
 
@@ -38,7 +38,7 @@ pub(super) fn add_nbd(daemon: &Rc<Daemon>, arguments: NbdServerAdd) -> Result<Em
         .graph
         .borrow()
         .lookup(&arguments.device, &arguments.device)?;
-    daemon.nbd.running()?;
+    daemon.nbd.running(None)?;
     let name = arguments.name.unwrap_or_else(|| arguments.device.clone());
     let bitmaps = arguments
         .bitmap
@@ -151,6 +151,7 @@ pub(crate) fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Em
                     edge,
                     iothreads,
                     drained: Vec::new(),
+                    server: nbd.server,
                 },
             );
             tracing::info!(export = id, node = options.node_name, "export added");
@@ -193,7 +194,7 @@ fn offer_nbd(
     writethrough: Option<bool>,
     threads: Vec<IoThread>,
 ) -> Result<std::sync::Arc<Export>, Error> {
-    daemon.nbd.running()?;
+    let server = daemon.nbd.running(nbd.server.as_deref())?;
     let name = nbd.name.clone().unwrap_or_else(|| node.name().to_owned());
     if name.len() > NBD_STRING_BYTES_MAX {
         return Err(Error::generic(format!("export name '{name}' too long")));
@@ -206,6 +207,7 @@ fn offer_nbd(
         )));
     }
     check_contexts(daemon, nbd)?;
+    let clients_max = nbd.max_connections.unwrap_or(0);
     let export = Export::new(
         node.clone(),
         ExportOptions {
@@ -215,11 +217,12 @@ fn offer_nbd(
             writable,
             writethrough: writethrough.unwrap_or(false),
             // One client at a time has nobody to share its flushes with.
-            multi_conn: daemon.nbd.connections_max() != Some(1),
+            multi_conn: server.options().max_connections != 1 && clients_max != 1,
+            clients_max,
         },
         threads,
     );
-    daemon.nbd.offer(export.clone())?;
+    daemon.nbd.offer(nbd.server.as_deref(), export.clone())?;
     Ok(export)
 }
 

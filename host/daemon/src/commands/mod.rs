@@ -8,10 +8,12 @@ mod block_create;
 mod block_debug;
 pub(crate) mod block_export;
 mod control;
+mod fdset;
 mod plugin;
 mod qom;
+mod stats;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use outport_qmp::types::Empty;
@@ -23,11 +25,13 @@ use outport_qmp::types::block_debug::{
     BlkdebugBreak, BlkdebugInfo, BlkdebugRemoveBreak, BlkdebugResume, QueryBlkdebug,
 };
 use outport_qmp::types::block_export::{
-    BlockExportDel, BlockExportInfo, BlockExportOptions, NbdServerAdd, NbdServerRemove,
-    NbdServerStart,
+    BlockExportDel, BlockExportInfo, BlockExportOptions, BlockExportStats, NbdServerAdd,
+    NbdServerInfo, NbdServerRemove, NbdServerStart, NbdServerStop,
 };
 use outport_qmp::types::block_info::{BlockDeviceInfo, BlockInfo};
+use outport_qmp::types::block_stats::{BlockStats, QueryBlockstats};
 use outport_qmp::types::control::{CommandInfo, QmpCapabilities, VersionInfo};
+use outport_qmp::types::fdset::{AddFd, AddfdInfo, Closefd, FdsetInfo, Getfd, RemoveFd};
 use outport_qmp::types::introspect::SchemaInfo;
 use outport_qmp::types::job::{JobDismiss, JobInfo};
 use outport_qmp::types::plugin::PluginInfo;
@@ -35,11 +39,14 @@ use outport_qmp::types::qom::{ObjectDel, ObjectOptions, ObjectPropertyInfo, QomL
 use outport_qmp::{Error, Handler};
 
 use crate::daemon::Daemon;
+use crate::descriptors::Arrived;
 pub(crate) use control::version;
 
 /// Carries commands out.
 pub(crate) struct Control {
     pub(crate) daemon: Rc<Daemon>,
+    /// What came with the command that is being started, if its monitor can bring descriptors.
+    arrived: RefCell<Arrived>,
     quit: Cell<bool>,
 }
 
@@ -47,8 +54,21 @@ impl Control {
     pub(crate) fn new(daemon: Rc<Daemon>) -> Self {
         Self {
             daemon,
+            arrived: RefCell::default(),
             quit: Cell::new(false),
         }
+    }
+
+    /// The next command is of the monitor where these descriptors arrive. Commands that want one
+    /// take it before they wait for anything.
+    pub(crate) fn arrive(&self, arrived: Arrived) {
+        *self.arrived.borrow_mut() = arrived;
+    }
+
+    /// The oldest descriptor that came over the monitor.
+    fn take_arrived(&self) -> Result<std::os::fd::OwnedFd, Error> {
+        let taken = self.arrived.borrow().take();
+        taken.ok_or_else(|| Error::generic("No file descriptor supplied via SCM_RIGHTS"))
     }
 
     /// Whether `quit` was carried out: its answer is the last one.
@@ -116,8 +136,11 @@ impl Handler for Control {
     async fn nbd_server_start(&self, arguments: NbdServerStart) -> Outcome<Empty> {
         block_export::start_server(&self.daemon, arguments)
     }
-    async fn nbd_server_stop(&self, _: Empty) -> Outcome<Empty> {
-        block_export::stop_server(&self.daemon).await
+    async fn nbd_server_stop(&self, arguments: NbdServerStop) -> Outcome<Empty> {
+        block_export::stop_server(&self.daemon, arguments).await
+    }
+    async fn query_nbd_servers(&self, _: Empty) -> Outcome<Vec<NbdServerInfo>> {
+        Ok(self.daemon.nbd.query(&self.daemon))
     }
     async fn nbd_server_add(&self, arguments: NbdServerAdd) -> Outcome<Empty> {
         block_export::add_nbd(&self.daemon, arguments)
@@ -133,6 +156,28 @@ impl Handler for Control {
     }
     async fn query_block_exports(&self, _: Empty) -> Outcome<Vec<BlockExportInfo>> {
         Ok(self.daemon.exports.query())
+    }
+    async fn query_export_stats(&self, _: Empty) -> Outcome<Vec<BlockExportStats>> {
+        Ok(self.daemon.exports.query_stats())
+    }
+    async fn query_blockstats(&self, arguments: QueryBlockstats) -> Outcome<Vec<BlockStats>> {
+        Ok(stats::query(&self.daemon, &arguments))
+    }
+
+    async fn getfd(&self, arguments: Getfd) -> Outcome<Empty> {
+        fdset::get(self, &arguments)
+    }
+    async fn closefd(&self, arguments: Closefd) -> Outcome<Empty> {
+        fdset::close(&self.daemon, &arguments)
+    }
+    async fn add_fd(&self, arguments: AddFd) -> Outcome<AddfdInfo> {
+        fdset::add(self, arguments)
+    }
+    async fn remove_fd(&self, arguments: RemoveFd) -> Outcome<Empty> {
+        fdset::remove(&self.daemon, &arguments)
+    }
+    async fn query_fdsets(&self, _: Empty) -> Outcome<Vec<FdsetInfo>> {
+        Ok(self.daemon.descriptors.borrow().query())
     }
 
     async fn object_add(&self, options: ObjectOptions) -> Outcome<Empty> {

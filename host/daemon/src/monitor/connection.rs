@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::{Job, Monitor, Output};
 use crate::chardev::{Client, ClientReader};
 use crate::commands;
+use crate::descriptors::Arrived;
 
 /// Bytes read at a time: bounds the commands that wait to be looked at.
 const READ_BYTES: usize = 4096;
@@ -25,6 +26,7 @@ pub(super) async fn serve(monitor: &Monitor, client: Client) {
     let Client {
         mut reader,
         mut writer,
+        arrived,
     } = client;
     let output = Rc::new(Output::new(&monitor.name, monitor.pretty));
     monitor.events.subscribe(&output);
@@ -34,7 +36,7 @@ pub(super) async fn serve(monitor: &Monitor, client: Client) {
 
     {
         let writing = output.write_to(&mut writer);
-        let reading = read(monitor, &mut session, &mut reader, &output);
+        let reading = read(monitor, &mut session, (&mut reader, &arrived), &output);
         tokio::pin!(writing);
         tokio::select! {
             () = &mut writing => {}
@@ -57,7 +59,7 @@ pub(super) async fn serve(monitor: &Monitor, client: Client) {
 async fn read(
     monitor: &Monitor,
     session: &mut Session,
-    source: &mut ClientReader,
+    (source, arrived): (&mut ClientReader, &Arrived),
     output: &Rc<Output>,
 ) {
     let mut reader = Reader::new();
@@ -66,14 +68,14 @@ async fn read(
         let messages = match source.read(&mut buffer).await {
             Ok(0) | Err(_) => {
                 if let Some(last) = reader.finish() {
-                    let _ended = handle(monitor, session, last, output).await;
+                    let _ended = handle(monitor, session, (last, arrived), output).await;
                 }
                 return;
             }
             Ok(n) => reader.feed(&buffer[..n]),
         };
         for message in messages {
-            if !handle(monitor, session, message, output).await {
+            if !handle(monitor, session, (message, arrived), output).await {
                 return;
             }
         }
@@ -84,7 +86,7 @@ async fn read(
 async fn handle(
     monitor: &Monitor,
     session: &mut Session,
-    message: Result<Value, ParseError>,
+    (message, arrived): (Result<Value, ParseError>, &Arrived),
     output: &Rc<Output>,
 ) -> bool {
     output.room().await;
@@ -109,6 +111,7 @@ async fn handle(
             let (done, answered) = oneshot::channel();
             let job = Job {
                 request,
+                arrived: arrived.clone(),
                 output: output.clone(),
                 done,
             };

@@ -15,10 +15,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Output;
 use crate::commands::Control;
+use crate::descriptors::Arrived;
 
 /// A command to run.
 pub(crate) struct Job {
     pub(crate) request: Request,
+    /// Descriptors that came over its monitor.
+    pub(crate) arrived: Arrived,
     /// Where its answer goes.
     pub(crate) output: Rc<Output>,
     /// Told when the answer was queued; dropped if there will be none.
@@ -65,7 +68,13 @@ async fn execute(control: &Control, job: Job) {
         ..
     } = job.request;
     let outcome = match Command::from_request(&name, &arguments) {
-        Ok(command) => command.run(control).await,
+        Ok(command) => {
+            control.arrive(job.arrived);
+            let outcome = command.run(control).await;
+            // What nobody took goes with the client, not with the next command.
+            control.arrive(Arrived::default());
+            outcome
+        }
         Err(error) => Err(error),
     };
     if let Err(error) = &outcome {

@@ -155,13 +155,12 @@ impl Settings {
             }
             Backend::Client(endpoint) => Source::Once(Some(chardev::connect(&endpoint).await?)),
             Backend::Connected(number) => {
-                let fd = self.daemon.inherited.borrow_mut().take_socket(&number)?;
+                let fd = self.daemon.take_socket(&number)?;
                 Source::Once(Some(chardev::adopt(fd)?))
             }
             Backend::Server { address, wait } => {
                 let shown = shown(&address);
-                let address =
-                    addresses::listen_on(address, &mut self.daemon.inherited.borrow_mut())?;
+                let address = addresses::listen_on(address, &self.daemon)?;
                 let listener = Listener::bind(address)?;
                 let mut source = Source::Listener {
                     listener,

@@ -97,6 +97,11 @@ impl Qmp {
         self.writer.write_all(bytes).unwrap();
     }
 
+    /// The socket, for what a line cannot say.
+    pub(crate) fn stream(&self) -> &UnixStream {
+        &self.writer
+    }
+
     pub(crate) fn half_close(&self) {
         self.writer.shutdown(std::net::Shutdown::Write).unwrap();
     }

@@ -2,13 +2,15 @@
 //!
 //! Not used by the server. The assertions here are the core's promises; breaking one is a find.
 
+use super::client::handshake::{self, Handshake};
+use super::client::receiver::{Event, OPEN_MAX, Open, Receiver};
 use super::exports::{BlockSizes, ContextInfo, ExportFlags, ExportInfo, Exports};
 use super::haggle::{Config, Haggle, Step, TlsMode};
 use super::limits::{OPTION_DATA_MAX, SWALLOW_MAX};
 use super::reply::ReplyMode;
 use super::session::{Checked, Operation, Reject, Session};
 use super::status::StatusExtents;
-use super::wire::Request;
+use super::wire::{Command, Request};
 
 /// Largest answer to one option: a few exports and contexts, or padding.
 const OUTPUT_MAX: usize = 16 * 1024;
@@ -200,6 +202,101 @@ fn perform(
             }
         }
         _ => to.done(out),
+    }
+}
+
+/// A server's side of a handshake, as our client hears it: the first byte cuts the rest into
+/// pieces. What follows a successful one is taken for replies.
+pub fn client_handshake(data: &[u8]) {
+    let [setup, cut, data @ ..] = data else {
+        return;
+    };
+    let mut handshake = Handshake::new(if setup & 1 == 0 { "x" } else { "" });
+    let piece = usize::from(*cut) + 1;
+    let (mut at, mut end) = (0, 0);
+    loop {
+        let (used, step) = handshake.drive(&data[at..end]);
+        at += used;
+        match step {
+            handshake::Step::NeedInput if end == data.len() => {
+                assert!(!handshake.ended("end").is_empty());
+                return;
+            }
+            handshake::Step::NeedInput => {
+                assert!(end - at <= handshake::REPLY_MAX as usize + 20, "it hoards");
+                end = data.len().min(end + piece);
+            }
+            handshake::Step::Send => {
+                let output = handshake.take_output();
+                assert!(!output.is_empty() && output.len() <= OUTPUT_MAX);
+            }
+            handshake::Step::Done(agreed) => {
+                assert!(agreed.block_min.is_power_of_two());
+                assert!(agreed.payload_max >= agreed.block_min);
+                assert!(agreed.size.is_multiple_of(u64::from(agreed.block_min)));
+                return replies(agreed.mode, &data[at..]);
+            }
+            handshake::Step::Fail(sentence) => {
+                assert!(!sentence.is_empty() && sentence.len() < 1000);
+                return;
+            }
+        }
+    }
+}
+
+/// A server's replies, as our client hears them: the first byte says what was negotiated.
+pub fn client_replies(data: &[u8]) {
+    let [setup, data @ ..] = data else { return };
+    let mode = match setup & 3 {
+        0 => ReplyMode::Simple,
+        1 | 2 => ReplyMode::Structured,
+        _ => ReplyMode::Extended,
+    };
+    replies(mode, data);
+}
+
+/// Eight open requests; each read has a buffer that nothing may leave or fill half.
+fn replies(mode: ReplyMode, data: &[u8]) {
+    let mut receiver = Receiver::new(mode, Some(0));
+    let commands = [0, 1, 3, 4, 6, 7, 0, 7].map(Command);
+    let mut buffers: Vec<Vec<bool>> = Vec::new();
+    for (n, command) in commands.into_iter().enumerate() {
+        let open = Open {
+            command,
+            offset: n as u64 * 512,
+            length: 2048,
+        };
+        assert!(receiver.begin(open).is_some_and(|(slot, _)| slot == n));
+        buffers.push(vec![false; 2048]);
+    }
+    let piece = data.first().map_or(1, |n| usize::from(*n) + 1);
+    let (mut at, mut end) = (0, 0);
+    loop {
+        let Ok((used, event)) = receiver.drive(&data[at..end]) else {
+            return;
+        };
+        at += used;
+        let mut put = |slot: usize, at: usize, len: usize| {
+            for byte in &mut buffers[slot][at..at + len] {
+                assert!(!*byte, "a byte came twice");
+                *byte = true;
+            }
+        };
+        match event {
+            Some(Event::Data { slot, at, bytes }) => put(slot, at, bytes.len()),
+            Some(Event::Zero { slot, at, len }) => put(slot, at, len),
+            Some(Event::Done { slot, outcome }) => {
+                assert!(slot < OPEN_MAX);
+                if commands[slot] == Command::READ && outcome.is_ok() {
+                    assert!(buffers[slot].iter().all(|it| *it), "a byte is missing");
+                }
+            }
+            None if end == data.len() => return,
+            None => {
+                assert!(end - at <= 64, "it hoards");
+                end = data.len().min(end + piece);
+            }
+        }
     }
 }
 

@@ -61,6 +61,17 @@ pub struct Listener {
     abstract_name: Option<PathBuf>,
 }
 
+/// Where a listener listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// TCP; `None` if the system does not tell.
+    Inet(Option<SocketAddr>),
+    /// A socket file; an empty path for a passed descriptor without one.
+    Unix(PathBuf),
+    /// A name in the abstract namespace.
+    Abstract(PathBuf),
+}
+
 /// Whoever connected.
 #[derive(Debug)]
 pub struct Accepted {
@@ -121,6 +132,17 @@ impl Listener {
                 };
                 format!("nbd+unix:///{export}?socket={path}")
             }
+        }
+    }
+
+    /// Where it listens: the address that was chosen where several would do.
+    #[must_use]
+    pub fn bound(&self) -> Bound {
+        match (&self.socket, &self.file, &self.abstract_name) {
+            (Socket::Tcp(tcp), ..) => Bound::Inet(tcp.local_addr().ok()),
+            (_, Some((path, _)), _) => Bound::Unix(path.clone()),
+            (_, _, Some(name)) => Bound::Abstract(name.clone()),
+            _ => Bound::Unix(PathBuf::new()),
         }
     }
 

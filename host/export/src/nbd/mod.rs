@@ -10,6 +10,7 @@
 //! Invariants of the core: no input makes it panic, and no input makes it hold more memory than
 //! the constants in [`limits`] say.
 
+pub mod client;
 mod connection;
 pub mod contexts;
 pub mod exports;
@@ -24,8 +25,9 @@ pub mod reply;
 mod serve;
 pub mod server;
 pub mod session;
+mod socket;
 pub mod status;
 pub mod wire;
 
-pub use listener::{Address, Listener};
+pub use listener::{Address, Bound, Listener};
 pub use server::{Server, ServerOptions};

@@ -6,7 +6,7 @@
 
 use super::exports::{BlockSizes, ExportInfo};
 use super::limits::QUERIES_MAX;
-use super::wire::{OPTION_REPLY_MAGIC, STRING_MAX, TransmissionFlags, wire_str};
+use super::wire::{OPTION_MAGIC, OPTION_REPLY_MAGIC, STRING_MAX, TransmissionFlags, wire_str};
 
 /// The number of an option. A newtype, not an enum: the number comes from the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,6 +235,24 @@ impl ContextQuery {
 }
 
 // === Writing ===
+
+/// Appends an option as a client sends it.
+pub fn push_client_option(out: &mut Vec<u8>, option: OptionId, data: &[u8]) {
+    out.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
+    out.extend_from_slice(&option.0.to_be_bytes());
+    // Built by us, from names of at most STRING_MAX bytes: it fits.
+    let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&len.to_be_bytes());
+    out.extend_from_slice(data);
+}
+
+/// Appends a string behind its length.
+pub fn push_counted(out: &mut Vec<u8>, text: &str) {
+    let text = wire_str(text).as_bytes();
+    let len = u32::try_from(text.len()).unwrap_or(0);
+    out.extend_from_slice(&len.to_be_bytes());
+    out.extend_from_slice(text);
+}
 
 /// Appends one reply to an option; the parts of its data follow each other.
 pub fn push_reply(out: &mut Vec<u8>, option: OptionId, kind: u32, data: &[&[u8]]) {

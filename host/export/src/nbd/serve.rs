@@ -8,6 +8,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use outport_block::node::Segment;
 use outport_block::{Buf, ByteRange, Errno, Node};
@@ -56,7 +57,9 @@ pub(super) fn request(shared: &Rc<Shared>, request: &Request, checked: Checked, 
     let range = ByteRange::between(checked.offset, checked.offset + checked.length);
     match checked.operation {
         Operation::Read { .. } => read(shared, to, checked, range, out),
-        Operation::Cache => out.bytes(|bytes| to.done(bytes)),
+        Operation::Cache => spawn(shared, to, checked, move |shared| async move {
+            shared.user.export().node().prefetch(range).await
+        }),
         Operation::Flush => {
             count(&shared.user.export().stats().flushes, 1);
             spawn(shared, to, checked, move |shared| async move {
@@ -336,13 +339,14 @@ where
 }
 
 /// A request in flight: accounted for while it lives.
-struct Task(Rc<Shared>, u64);
+struct Task(Rc<Shared>, u64, Instant);
 
 impl Task {
     fn begin(shared: &Rc<Shared>, bytes: u64) -> Self {
         shared.in_flight.set(shared.in_flight.get() + 1);
         shared.bytes.set(shared.bytes.get() + bytes);
-        Self(shared.clone(), bytes)
+        shared.user.export().stats().begin();
+        Self(shared.clone(), bytes, Instant::now())
     }
 
     fn reply(&self, reply: Reply) {
@@ -365,6 +369,7 @@ impl Drop for Task {
         let shared = &self.0;
         shared.in_flight.set(shared.in_flight.get() - 1);
         shared.bytes.set(shared.bytes.get() - self.1);
+        shared.user.export().stats().end(self.2.elapsed());
         shared.ready.notify_one();
     }
 }

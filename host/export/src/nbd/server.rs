@@ -7,18 +7,19 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use outport_block::node::Kind;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::connection::{self, Handover};
-use super::exports::{BlockSizes, ContextInfo, ExportFlags, ExportInfo, Exports};
+use super::exports::{BlockSizes, ContextInfo, ExportFlags, ExportInfo, Exports, Lookup, Purpose};
 use super::haggle::{Config, Haggle, Step};
 use super::listener::{Accepted, Listener};
-use crate::export::Export;
+use super::socket;
+use crate::export::{Export, ExportUser, NoEntry};
 
 /// Unlimited, as far as a semaphore can count.
 const UNLIMITED: usize = Semaphore::MAX_PERMITS;
@@ -109,6 +110,9 @@ pub struct Server {
     listener: Arc<Listener>,
     stop: watch::Sender<bool>,
     options: ServerOptions,
+    slots: Arc<Semaphore>,
+    /// A place is reserved for whoever connects next.
+    awaits: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -118,10 +122,14 @@ impl Server {
         let registry = Arc::new(Registry::default());
         let listener = Arc::new(listener);
         let (stop, stopped) = watch::channel(false);
+        let slots = Arc::new(Semaphore::new(limit(options)));
+        let awaits = Arc::new(AtomicBool::new(false));
         tokio::spawn(accept_loop(
             listener.clone(),
             registry.clone(),
             options,
+            slots.clone(),
+            awaits.clone(),
             stopped,
         ));
         Self {
@@ -129,7 +137,17 @@ impl Server {
             listener,
             stop,
             options,
+            slots,
+            awaits,
         }
+    }
+
+    /// Clients now, those in their handshake included.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        let taken = limit(self.options) - self.slots.available_permits();
+        // The next client has its place before it comes.
+        taken.saturating_sub(usize::from(self.awaits.load(Ordering::Relaxed)))
     }
 
     /// The listener, for its URI and port.
@@ -179,22 +197,29 @@ impl Server {
     }
 }
 
+fn limit(options: ServerOptions) -> usize {
+    match options.max_connections {
+        0 => UNLIMITED,
+        n => n as usize,
+    }
+}
+
 async fn accept_loop(
     listener: Arc<Listener>,
     registry: Arc<Registry>,
     options: ServerOptions,
+    slots: Arc<Semaphore>,
+    awaits: Arc<AtomicBool>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let limit = match options.max_connections {
-        0 => UNLIMITED,
-        n => n as usize,
-    };
-    let slots = Arc::new(Semaphore::new(limit));
     loop {
         // Clients beyond the limit wait in the backlog, as with QEMU.
         let next = async {
             let slot = slots.clone().acquire_owned().await.ok()?;
-            Some((slot, listener.accept().await))
+            awaits.store(true, Ordering::Relaxed);
+            let accepted = listener.accept().await;
+            awaits.store(false, Ordering::Relaxed);
+            Some((slot, accepted))
         };
         let (slot, accepted) = tokio::select! {
             _ = stopped.wait_for(|stop| *stop) => return,
@@ -245,11 +270,13 @@ async fn handshake(
         Err(_) => tracing::info!(%peer, "connection closed: the handshake took too long"),
         Ok(Err(reason)) => tracing::debug!(%peer, reason, "connection closed in its handshake"),
         Ok(Ok(negotiated)) => {
-            let Negotiated { fd, session, rest } = negotiated;
-            let Some(export) = registry.get(&session.export().name) else {
-                return;
-            };
-            let Some(user) = export.enter() else { return };
+            let Negotiated {
+                fd,
+                session,
+                rest,
+                user,
+            } = negotiated;
+            let export = user.export().clone();
             let handover = Handover {
                 fd,
                 session,
@@ -270,6 +297,33 @@ struct Negotiated {
     session: Box<super::session::Session>,
     /// Bytes that belong to the transmission phase already.
     rest: Vec<u8>,
+    /// Its place in the export.
+    user: ExportUser,
+}
+
+/// Finds the export that a client names; one that wants to enter gets its place at once, so that
+/// it is not told yes and then cut off.
+fn look_up(
+    registry: &Registry,
+    name: &str,
+    purpose: Purpose,
+    place: &mut Option<ExportUser>,
+) -> Lookup {
+    *place = None;
+    let Some(export) = registry.get(name) else {
+        return Lookup::Unknown;
+    };
+    if matches!(purpose, Purpose::Go | Purpose::ExportName) {
+        match export.enter() {
+            Ok(user) => *place = Some(user),
+            Err(NoEntry::ShutDown) => return Lookup::Unknown,
+            Err(NoEntry::Full) => {
+                let text = format!("Export '{name}' has as many clients as it takes");
+                return Lookup::Denied(text);
+            }
+        }
+    }
+    Lookup::Found(Box::new(info(&export)))
 }
 
 async fn negotiate(fd: OwnedFd, registry: &Registry) -> Result<Negotiated, String> {
@@ -277,63 +331,59 @@ async fn negotiate(fd: OwnedFd, registry: &Registry) -> Result<Negotiated, Strin
     let mut haggle = Haggle::new(Config::default());
     let mut input: Vec<u8> = Vec::new();
     let mut chunk = [0; 4096];
+    let mut place: Option<ExportUser> = None;
     loop {
-        let (used, step) = haggle.drive(&input, registry);
+        let (used, step) = haggle.input(&input);
         input.drain(..used);
         match step {
+            Step::LookUp { name, purpose } => {
+                haggle.found(look_up(registry, &name, purpose, &mut place));
+            }
+            Step::List => haggle.list(registry),
             Step::NeedInput => {
-                let n = receive(&fd, &mut chunk).await?;
+                // Still haggling: it was refused after all.
+                place = None;
+                let n = socket::receive(&fd, &mut chunk)
+                    .await
+                    .map_err(|e| e.to_string())?;
                 if n == 0 {
                     return Err("end of stream".to_owned());
                 }
                 input.extend_from_slice(&chunk[..n]);
             }
-            Step::Send => send(&fd, &haggle.take_output()).await?,
+            Step::Send => {
+                let output = haggle.take_output();
+                let cut = async {
+                    match &place {
+                        Some(user) => ExportUser::export(user).cut().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                // Who does not read must not keep an export that is to go.
+                tokio::select! {
+                    sent = socket::send(&fd, &output) => sent.map_err(|e| e.to_string())?,
+                    () = cut => return Err("the export was shut down".to_owned()),
+                }
+            }
             Step::Enter(session) => {
+                let user = place.ok_or("an entrance without a place")?;
                 let fd = fd.into_inner();
                 return Ok(Negotiated {
                     fd,
                     session,
                     rest: input,
+                    user,
                 });
             }
             Step::Disconnect(reason) => {
                 let last = haggle.take_output();
                 if !last.is_empty() {
                     // The client may be gone already, and may be right to be.
-                    let _ = send(&fd, &last).await;
+                    let _ = socket::send(&fd, &last).await;
                 }
                 return Err(reason.to_string());
             }
-            Step::StartTls | Step::LookUp { .. } | Step::List => {
-                return Err("a step that was not expected here".to_owned());
-            }
+            Step::StartTls => return Err("a step that was not expected here".to_owned()),
         }
     }
-}
-
-async fn receive(fd: &AsyncFd<OwnedFd>, buf: &mut [u8]) -> Result<usize, String> {
-    loop {
-        let mut ready = fd.readable().await.map_err(|e| e.to_string())?;
-        match rustix::net::recv(fd, &mut *buf, rustix::net::RecvFlags::DONTWAIT) {
-            Ok((n, _)) => return Ok(n),
-            Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.to_string()),
-        }
-    }
-}
-
-async fn send(fd: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> Result<(), String> {
-    use rustix::net::SendFlags;
-    while !bytes.is_empty() {
-        let mut ready = fd.writable().await.map_err(|e| e.to_string())?;
-        match rustix::net::send(fd, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Ok(n) => bytes = &bytes[n..],
-            Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.to_string()),
-        }
-    }
-    Ok(())
 }

@@ -67,7 +67,7 @@ fn members_are_qemus() {
         ),
         (
             "nbd-server-start",
-            "handshake-max-seconds? tls-creds? tls-authz? max-connections? addr",
+            "handshake-max-seconds? tls-creds? tls-authz? max-connections? addr id?",
         ),
         (
             "nbd-server-add",
@@ -221,12 +221,20 @@ impl Handler for Refuses {
         x_blkdebug_resume(BlkdebugResume) -> Empty;
         x_query_blkdebug(QueryBlkdebug) -> BlkdebugInfo;
         nbd_server_start(NbdServerStart) -> Empty;
-        nbd_server_stop(Empty) -> Empty;
+        nbd_server_stop(NbdServerStop) -> Empty;
+        query_nbd_servers(Empty) -> Vec<NbdServerInfo>;
         nbd_server_add(NbdServerAdd) -> Empty;
         nbd_server_remove(NbdServerRemove) -> Empty;
         block_export_add(BlockExportOptions) -> Empty;
         block_export_del(BlockExportDel) -> Empty;
         query_block_exports(Empty) -> Vec<BlockExportInfo>;
+        query_export_stats(Empty) -> Vec<BlockExportStats>;
+        query_blockstats(QueryBlockstats) -> Vec<BlockStats>;
+        getfd(Getfd) -> Empty;
+        closefd(Closefd) -> Empty;
+        add_fd(AddFd) -> AddfdInfo;
+        remove_fd(RemoveFd) -> Empty;
+        query_fdsets(Empty) -> Vec<FdsetInfo>;
         object_add(ObjectOptions) -> Empty;
         object_del(ObjectDel) -> Empty;
         qom_list(QomList) -> Vec<ObjectPropertyInfo>;

@@ -7,6 +7,7 @@ use super::block_filter::{
     BlockdevOptionsCor, BlockdevOptionsGenericFormat, BlockdevOptionsThrottle,
 };
 use super::qcow2::BlockdevOptionsQcow2;
+use super::sockets::SocketAddress;
 use crate::de::{self, Mode};
 use crate::error::Error;
 
@@ -23,6 +24,8 @@ qapi! {
         File = "file",
         /// A block device of the host.
         HostDevice = "host_device",
+        /// An export of another NBD server.
+        Nbd = "nbd",
         /// Reads as zeroes, asynchronously.
         NullAio = "null-aio",
         /// Reads as zeroes.
@@ -92,6 +95,24 @@ qapi! {
         x_check_cache_dropped: Option<bool> = "x-check-cache-dropped" [unstable],
     }
 
+    /// The members of `nbd` nodes.
+    struct BlockdevOptionsNbd {
+        /// Where the server listens.
+        server: SocketAddress,
+        /// The export's name; the default export if absent.
+        export: Option<String>,
+        /// Id of the TLS credentials.
+        tls_creds: Option<String> = "tls-creds",
+        /// The name that the server's certificate must have.
+        tls_hostname: Option<String> = "tls-hostname",
+        /// A dirty bitmap of the server to report as allocation.
+        x_dirty_bitmap: Option<String> = "x-dirty-bitmap" [unstable],
+        /// Seconds for which requests wait when the connection was lost; 0: they fail at once.
+        reconnect_delay: Option<u32> = "reconnect-delay",
+        /// Seconds for which the first connection is tried again; 0: once.
+        open_timeout: Option<u32> = "open-timeout",
+    }
+
     /// The members of `null-co` and `null-aio` nodes.
     struct BlockdevOptionsNull {
         /// Length in bytes; 1 GiB if absent. May be negative here: whoever adds the node checks.
@@ -142,6 +163,8 @@ qapi! {
         File(BlockdevOptionsFile) = "file",
         /// A block device of the host.
         HostDevice(BlockdevOptionsFile) = "host_device",
+        /// An export of another NBD server.
+        Nbd(BlockdevOptionsNbd) = "nbd",
         /// Zeroes, asynchronously.
         NullAio(BlockdevOptionsNull) = "null-aio",
         /// Zeroes.
@@ -215,6 +238,7 @@ impl BlockdevOptions {
             BlockdevDriverOptions::Throttle(_) => "throttle",
             BlockdevDriverOptions::File(_) => "file",
             BlockdevDriverOptions::HostDevice(_) => "host_device",
+            BlockdevDriverOptions::Nbd(_) => "nbd",
             BlockdevDriverOptions::NullAio(_) => "null-aio",
             BlockdevDriverOptions::NullCo(_) => "null-co",
             BlockdevDriverOptions::Qcow2(_) => "qcow2",

@@ -113,6 +113,8 @@ qapi! {
         /// Nothing to create.
         HostDevice(super::Empty) = "host_device",
         /// Nothing to create.
+        Nbd(super::Empty) = "nbd",
+        /// Nothing to create.
         NullAio(super::Empty) = "null-aio",
         /// Nothing to create.
         NullCo(super::Empty) = "null-co",

@@ -17,6 +17,8 @@ qapi! {
         max_connections: Option<u32> = "max-connections",
         /// Where to listen.
         addr: SocketAddressLegacy,
+        /// Id of one more server beside the default one (ours).
+        id: Option<String>,
     }
 
     /// The NBD server as the command line defines it, with a flat address.
@@ -31,6 +33,63 @@ qapi! {
         max_connections: Option<u32> = "max-connections",
         /// Where to listen.
         addr: SocketAddress,
+        /// Id of one more server beside the default one (ours).
+        id: Option<String>,
+    }
+
+    /// Arguments of `nbd-server-stop`.
+    #[derive(Default)]
+    struct NbdServerStop {
+        /// Id of the server; the default one if absent (ours).
+        id: Option<String>,
+    }
+
+    /// An element of `query-nbd-servers` (ours).
+    struct NbdServerInfo {
+        /// Id of the server; absent for the default one.
+        id: Option<String>,
+        /// Where it listens: with the port that was chosen.
+        addr: SocketAddress,
+        /// Clients now, those in their handshake included.
+        connections: u32,
+        /// Clients at a time; 0: no limit.
+        max_connections: u32 = "max-connections",
+        /// Seconds from accept to the end of negotiation; 0: no limit.
+        handshake_max_seconds: u32 = "handshake-max-seconds",
+        /// Ids of its exports, newest first.
+        exports: Vec<String>,
+    }
+
+    /// An element of `query-export-stats` (ours). Sums since the export was added.
+    struct BlockExportStats {
+        /// Id of the export.
+        id: String,
+        /// The node that it exports.
+        node_name: String = "node-name",
+        /// Clients now.
+        clients: u64,
+        /// Clients that ever entered.
+        connections: u64,
+        /// Bytes read.
+        rd_bytes: u64 = "rd-bytes",
+        /// Bytes written.
+        wr_bytes: u64 = "wr-bytes",
+        /// Reads.
+        rd_operations: u64 = "rd-operations",
+        /// Writes, those of zeroes included.
+        wr_operations: u64 = "wr-operations",
+        /// Flushes.
+        flush_operations: u64 = "flush-operations",
+        /// Discards.
+        unmap_operations: u64 = "unmap-operations",
+        /// Requests that failed.
+        errors: u64,
+        /// Requests that could not be answered at once.
+        waited_operations: u64 = "waited-operations",
+        /// Those of them that are not answered yet.
+        in_flight: u64 = "in-flight",
+        /// How long those took that were answered.
+        waited_total_time_ns: u64 = "waited-total-time-ns",
     }
 
     /// Arguments of the deprecated `nbd-server-add`.
@@ -110,6 +169,10 @@ qapi! {
         allocation_depth: Option<bool> = "allocation-depth",
         /// Further metadata contexts, from plugins (ours).
         metadata_contexts: Option<Vec<MetadataContextRef>> = "metadata-contexts",
+        /// Id of the NBD server; the default one if absent (ours).
+        server: Option<String>,
+        /// Clients at a time; absent or 0: as many as the server takes (ours).
+        max_connections: Option<u32> = "max-connections",
     }
 
     /// The members of vhost-user-blk exports.
@@ -207,6 +270,7 @@ impl From<NbdServerStart> for NbdServerOptions {
             tls_authz: start.tls_authz,
             max_connections: start.max_connections,
             addr: start.addr.into(),
+            id: start.id,
         }
     }
 }
