@@ -22,7 +22,7 @@ const IOVECS_MAX: usize = 64;
 const SPARE_MAX: usize = 1 << 20;
 
 enum Part {
-    Bytes(Vec<u8>),
+    Bytes(Batch),
     Payload(Buf),
     /// A range of a host file, warm when it was queued.
     File {
@@ -34,6 +34,45 @@ enum Part {
     Zeroes(u64),
 }
 
+impl Part {
+    fn into_batch(self) -> Option<Batch> {
+        match self {
+            Self::Bytes(batch) => Some(batch),
+            _ => None,
+        }
+    }
+}
+
+/// Small replies, one after the other.
+///
+/// What lies beyond `end` was used before: reading a block into it needs no
+/// clearing first.
+#[derive(Default)]
+struct Batch {
+    buf: Vec<u8>,
+    end: usize,
+}
+
+impl Batch {
+    fn as_slice(&self) -> &[u8] {
+        &self.buf[..self.end]
+    }
+
+    /// Room for `len` bytes more, with whatever is in it.
+    fn room(&mut self, len: usize) -> &mut [u8] {
+        let end = self.end + len;
+        if end > self.buf.len() {
+            self.buf.resize(end, 0);
+        }
+        &mut self.buf[self.end..end]
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        self.room(bytes.len()).copy_from_slice(bytes);
+        self.end += bytes.len();
+    }
+}
+
 static ZEROES: [u8; 65536] = [0; 65536];
 
 /// The send queue.
@@ -43,7 +82,9 @@ pub(super) struct Out {
     /// Bytes of the front part that went out (byte parts only).
     sent: usize,
     len: u64,
-    spare: Option<Vec<u8>>,
+    spare: Option<Batch>,
+    /// Where a reply is written before it is appended.
+    head: Vec<u8>,
 }
 
 /// What an attempt to send came to.
@@ -65,23 +106,52 @@ impl Out {
         self.parts.is_empty()
     }
 
-    /// Append through `write`; returns what it returned.
-    pub(super) fn bytes<T>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    /// Append what `write` writes.
+    pub(super) fn bytes(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.head.clear();
+        write(&mut self.head);
+        let head = std::mem::take(&mut self.head);
+        self.batch().append(&head);
+        self.len += head.len() as u64;
+        self.head = head;
+    }
+
+    /// Append a header and `len` bytes that `fill` puts there. When it cannot (anything but
+    /// `Some(Ok)`), nothing is appended.
+    pub(super) fn filled<E>(
+        &mut self,
+        header: impl FnOnce(&mut Vec<u8>),
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> Option<Result<(), E>>,
+    ) -> Option<Result<(), E>> {
+        let before = self.len;
+        self.bytes(header);
+        let added = (self.len - before) as usize;
+        let batch = self.batch();
+        let result = fill(batch.room(len));
+        if matches!(result, Some(Ok(()))) {
+            batch.end += len;
+            self.len += len as u64;
+        } else {
+            batch.end -= added;
+            if batch.end == 0 {
+                self.spare = self.parts.pop_back().and_then(Part::into_batch);
+            }
+            self.len = before;
+        }
+        result
+    }
+
+    /// The batch at the end of the queue.
+    fn batch(&mut self) -> &mut Batch {
         if !matches!(self.parts.back(), Some(Part::Bytes(_))) {
-            let fresh = self
-                .spare
-                .take()
-                .unwrap_or_else(|| Vec::with_capacity(64 << 10));
+            let fresh = self.spare.take().unwrap_or_default();
             self.parts.push_back(Part::Bytes(fresh));
         }
-        let Some(Part::Bytes(bytes)) = self.parts.back_mut() else {
-            return write(&mut Vec::new());
-        };
-        let before = bytes.len();
-        let result = write(bytes);
-        // A writer that failed halfway takes back what it appended.
-        self.len = self.len + bytes.len() as u64 - before as u64;
-        result
+        match self.parts.back_mut() {
+            Some(Part::Bytes(batch)) => batch,
+            _ => unreachable!("it was pushed just now"),
+        }
     }
 
     /// Append a buffer.
@@ -134,7 +204,7 @@ impl Out {
         let mut more = false;
         for part in &self.parts {
             let bytes: &[u8] = match part {
-                Part::Bytes(bytes) => bytes,
+                Part::Bytes(batch) => batch.as_slice(),
                 Part::Payload(buf) => buf.as_slice(),
                 Part::Zeroes(len) => &ZEROES[..(*len as usize).min(ZEROES.len())],
                 Part::File { .. } => {
@@ -164,7 +234,7 @@ impl Out {
         self.len -= sent as u64;
         while let Some(part) = self.parts.front_mut() {
             let left = match part {
-                Part::Bytes(bytes) => bytes.len() - self.sent,
+                Part::Bytes(batch) => batch.end - self.sent,
                 Part::Payload(buf) => buf.len() - self.sent,
                 Part::Zeroes(len) => {
                     let took = (sent as u64).min(*len);
@@ -184,9 +254,9 @@ impl Out {
             sent -= left;
             self.sent = 0;
             match self.parts.pop_front() {
-                Some(Part::Bytes(mut bytes)) if bytes.capacity() <= SPARE_MAX => {
-                    bytes.clear();
-                    self.spare = Some(bytes);
+                Some(Part::Bytes(mut batch)) if batch.buf.len() <= SPARE_MAX => {
+                    batch.end = 0;
+                    self.spare = Some(batch);
                 }
                 Some(Part::Payload(buf)) => super::pool::give_back(buf),
                 _ => {}

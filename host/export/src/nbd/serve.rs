@@ -172,24 +172,20 @@ fn read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange, ou
     let len = range.len() as u32;
     let node = export.node();
     if to.mode() != ReplyMode::Simple && (node.is_known_zero(range) || is_hole(node, range)) {
-        out.bytes(|bytes| to.hole(range.offset(), len, true, bytes));
+        out.bytes(|bytes| {
+            to.hole(range.offset(), len, true, bytes);
+        });
         return;
     }
     if range.len() >= SENDFILE_MIN && send_from_cache(shared, to, range, out) {
         return;
     }
     if range.len() <= INLINE_READ_MAX {
-        let done = out.bytes(|bytes| {
-            let before = bytes.len();
-            to.data(range.offset(), len, true, bytes);
-            let at = bytes.len();
-            bytes.resize(at + len as usize, 0);
-            let result = node.try_read(range.offset(), &mut bytes[at..]);
-            if !matches!(result, Some(Ok(()))) {
-                bytes.truncate(before);
-            }
-            result
-        });
+        let done = out.filled(
+            |header| to.data(range.offset(), len, true, header),
+            len as usize,
+            |data| node.try_read(range.offset(), data),
+        );
         match done {
             Some(Ok(())) => return,
             Some(Err(e)) => return fail(shared, to, checked.operation, e, out),
