@@ -6,6 +6,7 @@
 //! exclude everyone who makes it longer.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use crate::engine::buffer::{Buf, IoMem};
 use crate::engine::{Op, OpKind, submit};
@@ -261,7 +262,16 @@ impl Inner {
                 offset,
                 kind: kind.clone(),
             };
-            let n = submit(op, self.options.aio).await;
+            let n = if self.writes_inline(&op.kind) {
+                let before = Instant::now();
+                let n = op.run_blocking();
+                self.took(before.elapsed());
+                // Many in a row must not keep the thread from everybody else.
+                tokio::task::consume_budget().await;
+                n
+            } else {
+                submit(op, self.options.aio).await
+            };
             if n >= 0 {
                 return Ok(n as usize);
             }
@@ -271,6 +281,17 @@ impl Inner {
                 libc::EAGAIN => tokio::task::yield_now().await,
                 e => return Err(Errno::from_raw(e)),
             }
+        }
+    }
+}
+
+impl Inner {
+    /// Is it a write that the page cache takes at once? The ring would hand it to a worker thread,
+    /// which costs more than the copy.
+    fn writes_inline(&self, kind: &OpKind) -> bool {
+        match kind {
+            OpKind::Write(mem, false) => self.is_inline(mem.len()),
+            _ => false,
         }
     }
 }

@@ -80,6 +80,33 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Does a write of this length go to the page cache at once, on this thread?
+    fn is_inline(&self, len: usize) -> bool {
+        if self.trace.is_some() {
+            return false;
+        }
+        !self.options.direct && len <= INLINE_WRITE_MAX && !self.is_stalled()
+    }
+
+    /// An inline write took so long.
+    fn took(&self, time: Duration) {
+        if time > STALL {
+            let until = self.now_ms() + STALL_PENALTY_MS;
+            self.stalled_until.store(until, Ordering::Relaxed);
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX / 2)
+    }
+
+    fn is_stalled(&self) -> bool {
+        let until = self.stalled_until.load(Ordering::Relaxed);
+        until != 0 && self.now_ms() < until
+    }
+}
+
 impl HostFile {
     /// Open as the options say.
     ///
@@ -198,10 +225,7 @@ impl HostFile {
 
     /// Write to the page cache; `None`: larger than that, or it would wait.
     pub fn try_write(&self, offset: u64, buf: &[u8]) -> Option<std::result::Result<(), Errno>> {
-        if self.0.options.direct || buf.len() > INLINE_WRITE_MAX || self.is_stalled() {
-            return None;
-        }
-        if self.0.trace.is_some() {
+        if !self.0.is_inline(buf.len()) {
             return None;
         }
         let before = Instant::now();
@@ -214,23 +238,11 @@ impl HostFile {
                 Err(e) => return Some(Err(e.into())),
             }
         }
-        if before.elapsed() > STALL {
-            let until = self.now_ms() + STALL_PENALTY_MS;
-            self.0.stalled_until.store(until, Ordering::Relaxed);
-        }
+        self.0.took(before.elapsed());
         self.0
             .len
             .fetch_max(offset + buf.len() as u64, Ordering::AcqRel);
         Some(Ok(()))
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX / 2)
-    }
-
-    fn is_stalled(&self) -> bool {
-        let until = self.0.stalled_until.load(Ordering::Relaxed);
-        until != 0 && self.now_ms() < until
     }
 
     /// Read; bytes past the end are zero.
