@@ -1,6 +1,9 @@
 //! The verifier against honest and lying answers.
 
 use super::*;
+use crate::format::{
+    Child, ChildKind, Extent, Location, Placement, Stage, TxnOp, WriteIntent, WriteKind,
+};
 
 const GEOMETRY: Geometry = Geometry {
     size: 1 << 20,
