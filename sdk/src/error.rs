@@ -62,6 +62,17 @@ impl Error {
     }
 }
 
+/// Return [`Error::invalid`] with this sentence, as `format!` makes it, unless the condition
+/// holds: `ensure!(magic == MAGIC, "Not a disk of this kind: {magic:#x}");`
+#[macro_export]
+macro_rules! ensure {
+    ($condition:expr, $($sentence:tt)+) => {
+        if !$condition {
+            return Err($crate::Error::invalid(format!($($sentence)+)));
+        }
+    };
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)

@@ -96,6 +96,19 @@ pub struct Geometry {
     pub discard_granularity: u32,
 }
 
+impl Geometry {
+    /// Of an image that is only read: mapped, and best read, in pieces of `unit` bytes.
+    pub const fn read_only(size: u64, unit: u32) -> Self {
+        Self {
+            size,
+            unit,
+            cluster_size: unit,
+            zero_granularity: 0,
+            discard_granularity: 0,
+        }
+    }
+}
+
 /// Compression that the host undoes natively.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codec {
@@ -144,6 +157,17 @@ pub enum Location {
     },
     /// The host calls [`Format::read_special`] with this number.
     Special(u64),
+}
+
+impl Location {
+    /// As they are, from `offset` of the image file, and only to be read.
+    pub const fn stored(offset: u64) -> Self {
+        Self::Raw {
+            slot: 0,
+            offset,
+            in_place: false,
+        }
+    }
 }
 
 /// A guest range and where it lives.

@@ -20,6 +20,7 @@
 mod context;
 mod error;
 mod export;
+mod extents;
 mod format;
 mod read;
 #[cfg(feature = "testing")]
@@ -30,6 +31,7 @@ pub mod wasm;
 
 pub use context::{Files, LogLevel, Stage, Txn};
 pub use error::{Errno, Error, Result};
+pub use extents::ExtentList;
 pub use format::{
     ByteRange, CheckReport, Child, ChildKind, Codec, CreatableFormat, DiscardKind, Extent, Format,
     Geometry, Grant, Granted, Info, Location, Measurement, Placement, Repair, SlotRange,

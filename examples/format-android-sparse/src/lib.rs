@@ -5,92 +5,22 @@
 //!          raw: its blocks       fill: 4 bytes         don't care, crc32
 //! ```
 //!
-//! `open` walks the chunk headers once; from then on `resolve` is a binary
-//! search and the host reads the raw chunks itself.
+//! `open` walks the chunk headers once; the host reads the raw chunks itself.
 
 #![forbid(unsafe_code)]
 
 use outport_sdk::{
-    ByteRange, Child, Error, Extent, Files, Format, Geometry, Grant, Info, Location, Reader, Result,
+    ByteRange, Child, Error, Extent, ExtentList, Files, Format, Geometry, Grant, Info, Location,
+    Reader, Result, ensure,
 };
 
 const MAGIC: u32 = 0xed26_ff3a;
-const FILE_HEADER_LEN: u16 = 28;
-const CHUNK_HEADER_LEN: u16 = 12;
-/// 4 Mi chunks are 16 GiB of alternating 4 KiB blocks, and 128 MiB of table.
-const CHUNKS_MAX: u32 = 1 << 22;
-/// One answer of `resolve`: enough that a scan misses rarely.
-const EXTENTS_MAX: usize = 64;
-
-struct Chunk {
-    range: ByteRange,
-    content: Content,
-}
-
-enum Content {
-    Raw { offset: u64 },
-    Fill([u8; 4]),
-    DontCare,
-}
-
-/// An open image: its chunks in guest order, without gaps.
-pub struct Simg {
-    chunks: Vec<Chunk>,
-    size: u64,
-    block_len: u32,
-}
-
-impl Simg {
-    fn read_chunks(&mut self, files: &dyn Files, header: &Header) -> Result<()> {
-        let file_len = files.size(0)?;
-        let mut at = u64::from(header.file_header_len);
-        for index in 0..header.chunks {
-            let bytes = files.read(0, at, CHUNK_HEADER_LEN.into())?;
-            let mut r = Reader::new(&bytes);
-            let (kind, _reserved) = (r.le_u16()?, r.le_u16()?);
-            let len = u64::from(r.le_u32()?) * u64::from(self.block_len);
-            let stored = u64::from(r.le_u32()?);
-            let body = at + u64::from(header.chunk_header_len);
-            let (expected, content) = match kind {
-                0xcac1 => (len, Some(Content::Raw { offset: body })),
-                0xcac2 => (
-                    4,
-                    Some(Content::Fill(
-                        Reader::new(&files.read(0, body, 4)?).array()?,
-                    )),
-                ),
-                0xcac3 => (0, Some(Content::DontCare)),
-                0xcac4 => (4, None),
-                _ => {
-                    return Err(Error::invalid(format!(
-                        "Chunk {index} has type {kind:#06x}"
-                    )));
-                }
-            };
-            if stored != u64::from(header.chunk_header_len) + expected {
-                return Err(Error::invalid(format!(
-                    "Chunk {index} has a wrong length: {stored}"
-                )));
-            }
-            at += stored;
-            if at > file_len {
-                return Err(Error::invalid(format!("Chunk {index} ends after the file")));
-            }
-            if let (Some(content), 1..) = (content, len) {
-                self.chunks.push(Chunk {
-                    range: ByteRange::new(self.size, len),
-                    content,
-                });
-                self.size += len;
-            }
-        }
-        Ok(())
-    }
-}
+/// 1 Mi chunks are 4 GiB of alternating 4 KiB blocks, and 56 MiB of extents.
+const CHUNKS_MAX: u32 = 1 << 20;
 
 struct Header {
-    file_header_len: u16,
-    chunk_header_len: u16,
+    len: u64,
+    chunk_header_len: u64,
     block_len: u32,
     blocks: u32,
     chunks: u32,
@@ -99,38 +29,39 @@ struct Header {
 impl Header {
     fn parse(bytes: &[u8]) -> Result<Self> {
         let mut r = Reader::new(bytes);
-        if r.le_u32()? != MAGIC {
-            return Err(Error::invalid("This is not an Android sparse image"));
-        }
+        ensure!(r.le_u32()? == MAGIC, "This is not an Android sparse image");
         let (major, _minor) = (r.le_u16()?, r.le_u16()?);
-        if major != 1 {
-            return Err(Error::unsupported(format!(
-                "Sparse image version {major} is unknown"
-            )));
-        }
-        let (file_header_len, chunk_header_len) = (r.le_u16()?, r.le_u16()?);
-        let (block_len, blocks, chunks) = (r.le_u32()?, r.le_u32()?, r.le_u32()?);
-        if file_header_len < FILE_HEADER_LEN || chunk_header_len < CHUNK_HEADER_LEN {
-            return Err(Error::invalid(
-                "The headers are shorter than version 1 has them",
-            ));
-        }
-        if block_len == 0 || block_len % 512 != 0 {
-            return Err(Error::unsupported(format!(
-                "A block of {block_len} bytes is unsupported"
-            )));
-        }
-        if chunks > CHUNKS_MAX {
-            return Err(Error::unsupported(format!("{chunks} chunks are too many")));
-        }
-        Ok(Self {
-            file_header_len,
-            chunk_header_len,
-            block_len,
-            blocks,
-            chunks,
-        })
+        ensure!(major == 1, "Sparse image version {major} is unknown");
+        let header = Self {
+            len: r.le_u16()?.into(),
+            chunk_header_len: r.le_u16()?.into(),
+            block_len: r.le_u32()?,
+            blocks: r.le_u32()?,
+            chunks: r.le_u32()?,
+        };
+        let (len, chunk_len) = (header.len, header.chunk_header_len);
+        ensure!(
+            len >= 28 && chunk_len >= 12,
+            "Headers of {len} and {chunk_len} bytes are short"
+        );
+        let block_len = header.block_len;
+        ensure!(
+            block_len > 0 && block_len % 512 == 0,
+            "{block_len} bytes are no block"
+        );
+        ensure!(
+            header.chunks <= CHUNKS_MAX,
+            "{} chunks are too many",
+            header.chunks
+        );
+        Ok(header)
     }
+}
+
+/// An open image.
+pub struct Simg {
+    extents: ExtentList,
+    block_len: u32,
 }
 
 impl Format for Simg {
@@ -151,67 +82,70 @@ impl Format for Simg {
         }
     }
 
-    fn open(files: &dyn Files, _options: &str, writable: bool) -> Result<(Self, Vec<Child>)> {
-        if writable {
-            return Err(Error::unsupported("Android sparse images are read-only"));
+    fn open(files: &dyn Files, _options: &str, _writable: bool) -> Result<(Self, Vec<Child>)> {
+        let header = Header::parse(&files.read(0, 0, 28)?)?;
+        let (block_len, file_len) = (header.block_len, files.size(0)?);
+        let mut extents = ExtentList::new();
+        let mut at = header.len;
+        for index in 0..header.chunks {
+            let bytes = files.read(0, at, 12)?;
+            let mut r = Reader::new(&bytes);
+            let (kind, _reserved) = (r.le_u16()?, r.le_u16()?);
+            let len = u64::from(r.le_u32()?) * u64::from(block_len);
+            let stored = u64::from(r.le_u32()?);
+            let body = at + header.chunk_header_len;
+            let (body_len, content) = match kind {
+                0xcac1 => (len, Location::stored(body)),
+                // Four bytes again and again: their value is all that `read_special` needs.
+                0xcac2 => (
+                    4,
+                    match Reader::new(&files.read(0, body, 4)?).le_u32()? {
+                        0 => Location::Zero,
+                        word => Location::Special(word.into()),
+                    },
+                ),
+                0xcac3 => (0, Location::Hole),
+                0xcac4 => (4, Location::Hole),
+                _ => {
+                    return Err(Error::invalid(format!(
+                        "Chunk {index} has type {kind:#06x}"
+                    )));
+                }
+            };
+            let wanted = header.chunk_header_len + body_len;
+            ensure!(
+                stored == wanted,
+                "Chunk {index} has a wrong length: {stored}"
+            );
+            at += stored;
+            ensure!(at <= file_len, "Chunk {index} ends after the file");
+            // A checksum has no blocks, whatever its header says.
+            extents.push(if kind == 0xcac4 { 0 } else { len }, content)?;
         }
-        let header = Header::parse(&files.read(0, 0, FILE_HEADER_LEN.into())?)?;
-        let mut image = Self {
-            chunks: Vec::new(),
-            size: 0,
-            block_len: header.block_len,
-        };
-        image.read_chunks(files, &header)?;
-        if image.size != u64::from(header.blocks) * u64::from(header.block_len) {
-            return Err(Error::invalid(
-                "The chunks are not as long as the header says",
-            ));
-        }
-        Ok((image, Vec::new()))
+        let size = u64::from(header.blocks) * u64::from(block_len);
+        ensure!(
+            extents.size() == size,
+            "The chunks are not as long as the header says"
+        );
+        Ok((Self { extents, block_len }, Vec::new()))
     }
 
     fn activate(&mut self, _files: &dyn Files, _grants: &[Grant]) -> Result<Geometry> {
         // Blocks of, say, 12 KiB have no name in powers of two; 4 KiB fits them.
         let unit = (1 << self.block_len.trailing_zeros()).min(2 << 20);
-        Ok(Geometry {
-            size: self.size,
-            unit,
-            cluster_size: unit,
-            zero_granularity: 0,
-            discard_granularity: 0,
-        })
+        Ok(Geometry::read_only(self.extents.size(), unit))
     }
 
     fn resolve(&mut self, _files: &dyn Files, range: ByteRange) -> Result<Vec<Extent>> {
-        let first = self
-            .chunks
-            .partition_point(|c| c.range.end() <= range.offset);
-        let rest = self.chunks.iter().enumerate().skip(first).take(EXTENTS_MAX);
-        let located = rest.map(|(index, chunk)| Extent {
-            range: chunk.range,
-            at: match chunk.content {
-                Content::Raw { offset } => Location::Raw {
-                    slot: 0,
-                    offset,
-                    in_place: false,
-                },
-                Content::Fill([0, 0, 0, 0]) => Location::Zero,
-                Content::Fill(_) => Location::Special(index as u64),
-                Content::DontCare => Location::Hole,
-            },
-        });
-        Ok(located.collect())
+        Ok(self.extents.resolve(range))
     }
 
     fn read_special(&mut self, _files: &dyn Files, id: u64, range: ByteRange) -> Result<Vec<u8>> {
-        let chunk = usize::try_from(id).ok().and_then(|id| self.chunks.get(id));
-        match chunk.map(|c| &c.content) {
-            // Chunks start at multiples of 4 in the guest.
-            Some(Content::Fill(word)) => Ok((range.offset..range.end())
-                .map(|at| word[(at % 4) as usize])
-                .collect()),
-            _ => Err(Error::invalid("This is not a fill chunk")),
-        }
+        // Chunks start at multiples of 4 in the guest.
+        let word = id.to_le_bytes();
+        Ok((range.offset..range.end())
+            .map(|at| word[(at % 4) as usize])
+            .collect())
     }
 }
 
