@@ -82,7 +82,8 @@ impl Format for Simg {
         }
     }
 
-    fn open(files: &dyn Files, _options: &str, _writable: bool) -> Result<(Self, Vec<Child>)> {
+    fn open(files: &dyn Files, _options: &str, writable: bool) -> Result<(Self, Vec<Child>)> {
+        ensure!(!writable, "Android sparse images are read-only");
         let header = Header::parse(&files.read(0, 0, 28)?)?;
         let (block_len, file_len) = (header.block_len, files.size(0)?);
         let mut extents = ExtentList::new();

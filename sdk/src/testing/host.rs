@@ -75,7 +75,8 @@ impl File {
 }
 
 /// The files of one image, in memory. Implements [`Files`](crate::Files)
-/// and [`Txn`](crate::Txn); after a call that had it as `Txn`, [`MemoryHost::finish`] applies or drops.
+/// and [`Txn`](crate::Txn); after a call that had it as `Txn`, [`MemoryHost::finish`] applies or
+/// drops.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryHost {
     pub(super) files: Vec<File>,

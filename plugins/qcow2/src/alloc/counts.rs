@@ -1,6 +1,6 @@
 //! Refcounts: read, and changed in stage `prepare`.
 
-use outport_sdk::{Error, Files, Result, Stage, Txn};
+use outport_sdk::{Error, Files, Result, Stage};
 
 use crate::image::Qcow2;
 use crate::refcount;
