@@ -18,6 +18,7 @@ mod range;
 pub mod remote;
 #[doc(hidden)]
 pub mod trace;
+pub mod window;
 
 pub use engine::buffer::Buf;
 pub use engine::{Aio, IoThread};

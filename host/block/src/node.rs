@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::engine::background::Finish;
 use crate::engine::buffer::{Buf, IoMem};
@@ -18,6 +18,7 @@ use crate::filter::{Blkdebug, Filter, Throttle};
 use crate::format::{Codec, DiscardKind};
 use crate::image::Image;
 use crate::remote::RemoteNode;
+use crate::window::{RawWindow, Window};
 use crate::{ByteRange, Errno, Error, ErrorKind, Result};
 
 /// A request in progress on a node.
@@ -33,14 +34,7 @@ pub enum Kind {
     /// A host file or device.
     File(HostFile),
     /// A window of another node.
-    Raw {
-        /// The node behind it.
-        child: Arc<Node>,
-        /// Where the window starts.
-        offset: u64,
-        /// How long it is; `None`: to the end.
-        size: Option<u64>,
-    },
+    Raw(RawWindow),
     /// Nothing: reads zeroes, swallows writes.
     Null {
         /// Its length.
@@ -61,9 +55,9 @@ pub enum Kind {
 pub struct Node {
     name: String,
     driver: String,
-    read_only: bool,
+    read_only: AtomicBool,
     /// `discard=unmap`: discards do something.
-    unmap: bool,
+    unmap: AtomicBool,
     kind: Kind,
 }
 
@@ -120,6 +114,18 @@ pub struct Status {
     pub depth: u32,
 }
 
+impl Kind {
+    /// A window of `child`.
+    #[must_use]
+    pub fn raw(child: Arc<Node>, offset: u64, size: Option<u64>) -> Self {
+        Self::Raw(RawWindow::new(Window {
+            child,
+            offset,
+            size,
+        }))
+    }
+}
+
 impl Node {
     /// A node of this kind. `driver` is QEMU's word.
     #[must_use]
@@ -140,8 +146,8 @@ impl Node {
         Arc::new(Self {
             name: name.to_owned(),
             driver: driver.to_owned(),
-            read_only,
-            unmap,
+            read_only: AtomicBool::new(read_only),
+            unmap: AtomicBool::new(unmap),
             kind,
         })
     }
@@ -160,8 +166,21 @@ impl Node {
 
     /// Refuses writes?
     #[must_use]
-    pub const fn is_read_only(&self) -> bool {
-        self.read_only
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Relaxed)
+    }
+
+    /// Do discards reach it?
+    #[must_use]
+    pub fn unmaps(&self) -> bool {
+        self.unmap.load(Ordering::Relaxed)
+    }
+
+    /// From now on writes are refused, or not; discards reach it, or not. Only for nodes whose
+    /// kind does not care (not for images); the caller knows that nobody who may write is left.
+    pub fn set_options(&self, read_only: bool, unmap: bool) {
+        self.read_only.store(read_only, Ordering::Relaxed);
+        self.unmap.store(unmap, Ordering::Relaxed);
     }
 
     /// What it is.
@@ -175,11 +194,11 @@ impl Node {
     pub fn len_bytes(&self) -> u64 {
         match &self.kind {
             Kind::File(file) => file.len(),
-            Kind::Raw {
-                child,
-                offset,
-                size,
-            } => size.unwrap_or_else(|| child.len_bytes().saturating_sub(*offset)),
+            Kind::Raw(raw) => {
+                let window = raw.now();
+                let rest = || window.child.len_bytes().saturating_sub(window.offset);
+                window.size.unwrap_or_else(rest)
+            }
             Kind::Null { size, .. } => size.load(Ordering::Acquire),
             Kind::Filter(filter) => filter.child().1.len_bytes(),
             Kind::Image(image) => image.size(),
@@ -198,7 +217,7 @@ impl Node {
     pub fn preferred_io(&self) -> u32 {
         match &self.kind {
             Kind::File(file) => file.align().max(4096),
-            Kind::Raw { child, .. } => child.preferred_io(),
+            Kind::Raw(raw) => raw.now().child.preferred_io(),
             Kind::Null { .. } => 4096,
             Kind::Filter(filter) => filter.child().1.preferred_io(),
             Kind::Image(image) => image.cluster_size().max(4096),
@@ -211,11 +230,11 @@ impl Node {
     pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<std::result::Result<(), Errno>> {
         match &self.kind {
             Kind::File(file) => file.try_read(offset, buf),
-            Kind::Raw {
-                child,
-                offset: base,
-                ..
-            } => child.try_read(base.checked_add(offset)?, buf),
+            Kind::Raw(raw) => {
+                let window = raw.now();
+                let offset = window.offset.checked_add(offset)?;
+                window.child.try_read(offset, buf)
+            }
             Kind::Null { .. } => {
                 buf.fill(0);
                 Some(Ok(()))
@@ -228,16 +247,16 @@ impl Node {
 
     /// Write without waiting; `None`: it would wait, or needs space.
     pub fn try_write(&self, offset: u64, buf: &[u8]) -> Option<std::result::Result<(), Errno>> {
-        if self.read_only {
+        if self.is_read_only() {
             return Some(Err(Errno::Perm));
         }
         match &self.kind {
             Kind::File(file) => file.try_write(offset, buf),
-            Kind::Raw {
-                child,
-                offset: base,
-                ..
-            } => child.try_write(base.checked_add(offset)?, buf),
+            Kind::Raw(raw) => {
+                let window = raw.now();
+                let offset = window.offset.checked_add(offset)?;
+                window.child.try_write(offset, buf)
+            }
             Kind::Null { .. } => Some(Ok(())),
             Kind::Filter(filter) => filter.try_write(offset, buf),
             Kind::Image(image) => image.try_write(offset, buf),
@@ -265,14 +284,14 @@ impl Node {
     pub(crate) fn read_mem(&self, offset: u64, mem: IoMem) -> NodeFuture<'_, ()> {
         match &self.kind {
             Kind::File(file) => Box::pin(file.read(offset, mem)),
-            Kind::Raw {
-                child,
-                offset: base,
-                ..
-            } => match offset.checked_add(*base) {
-                Some(offset) => child.read_as(Event::READ_AIO, offset, mem),
-                None => refused(Errno::Inval),
-            },
+            Kind::Raw(raw) => {
+                let window = raw.get();
+                Box::pin(async move {
+                    let offset = offset.checked_add(window.offset).ok_or(Errno::Inval)?;
+                    let child = &window.child;
+                    child.read_as(Event::READ_AIO, offset, mem).await
+                })
+            }
             Kind::Null { .. } => Box::pin(async move {
                 mem.fill_zero();
                 Ok(())
@@ -287,19 +306,19 @@ impl Node {
     }
 
     pub(crate) fn write_mem(&self, offset: u64, mem: IoMem, fua: bool) -> NodeFuture<'_, ()> {
-        if self.read_only {
+        if self.is_read_only() {
             return refused(Errno::Perm);
         }
         match &self.kind {
             Kind::File(file) => Box::pin(file.write(offset, mem, fua)),
-            Kind::Raw {
-                child,
-                offset: base,
-                ..
-            } => match offset.checked_add(*base) {
-                Some(offset) => child.write_as(Event::WRITE_AIO, offset, mem, fua),
-                None => refused(Errno::Inval),
-            },
+            Kind::Raw(raw) => {
+                let window = raw.get();
+                Box::pin(async move {
+                    let offset = offset.checked_add(window.offset).ok_or(Errno::Inval)?;
+                    let child = &window.child;
+                    child.write_as(Event::WRITE_AIO, offset, mem, fua).await
+                })
+            }
             Kind::Null { .. } => Box::pin(std::future::ready(Ok(()))),
             Kind::Filter(filter) => filter.write(offset, mem, fua),
             Kind::Image(image) => {
@@ -360,7 +379,7 @@ impl Node {
         codec: Codec,
     ) -> std::result::Result<(), Errno> {
         match &self.kind {
-            _ if self.read_only => Err(Errno::Perm),
+            _ if self.is_read_only() => Err(Errno::Perm),
             Kind::Image(image) => {
                 let (image, mem) = (image.clone(), buf.io());
                 whole(async move { image.write_compressed(offset, mem, codec).await }).await
@@ -375,7 +394,7 @@ impl Node {
         Box::pin(async move {
             match &self.kind {
                 Kind::File(file) => file.flush().await,
-                Kind::Raw { child, .. } => child.flush_as_child().await,
+                Kind::Raw(raw) => raw.get().child.flush_as_child().await,
                 Kind::Null { .. } => Ok(()),
                 Kind::Filter(filter) => filter.flush().await,
                 Kind::Image(image) => {
@@ -390,15 +409,18 @@ impl Node {
     /// The content of the range is not needed any more; a hint.
     pub fn discard(&self, range: ByteRange) -> NodeFuture<'_, ()> {
         Box::pin(async move {
-            if self.read_only {
+            if self.is_read_only() {
                 return Err(Errno::Perm);
             }
-            if !self.unmap {
+            if !self.unmaps() {
                 return Ok(());
             }
             match &self.kind {
                 Kind::File(file) => file.discard(range).await,
-                Kind::Raw { child, offset, .. } => child.discard(shift(range, *offset)?).await,
+                Kind::Raw(raw) => {
+                    let window = raw.get();
+                    window.child.discard(shift(range, window.offset)?).await
+                }
                 Kind::Null { .. } => Ok(()),
                 Kind::Filter(filter) => filter.discard(range).await,
                 Kind::Image(image) => {
@@ -430,14 +452,16 @@ impl Node {
     /// `NotSup` where it takes as long as writing, or where that is not known and `fast` is set.
     fn zero(&self, range: ByteRange, may_unmap: bool, fast: bool) -> NodeFuture<'_, ()> {
         Box::pin(async move {
-            if self.read_only {
+            if self.is_read_only() {
                 return Err(Errno::Perm);
             }
-            let may_unmap = may_unmap && self.unmap;
+            let may_unmap = may_unmap && self.unmaps();
             match &self.kind {
                 Kind::File(file) => file.zero(range, may_unmap).await,
-                Kind::Raw { child, offset, .. } => {
-                    child.zero(shift(range, *offset)?, may_unmap, fast).await
+                Kind::Raw(raw) => {
+                    let window = raw.get();
+                    let range = shift(range, window.offset)?;
+                    window.child.zero(range, may_unmap, fast).await
                 }
                 Kind::Null { .. } => Ok(()),
                 Kind::Filter(filter) => filter.zero_fast(range, may_unmap).await,
@@ -479,10 +503,13 @@ impl Node {
     /// The range will be read soon; a hint, which only costs where bytes are far away.
     pub fn prefetch(&self, range: ByteRange) -> NodeFuture<'_, ()> {
         match &self.kind {
-            Kind::Raw { child, offset, .. } => match shift(range, *offset) {
-                Ok(range) => child.prefetch(range),
-                Err(errno) => refused(errno),
-            },
+            Kind::Raw(raw) => {
+                let window = raw.get();
+                Box::pin(async move {
+                    let range = shift(range, window.offset)?;
+                    window.child.prefetch(range).await
+                })
+            }
             Kind::Filter(filter) => filter.child().1.prefetch(range),
             Kind::Remote(remote) => Box::pin(remote.prefetch(range)),
             _ => Box::pin(std::future::ready(Ok(()))),
@@ -495,7 +522,10 @@ impl Node {
             let len = range.len();
             match &self.kind {
                 Kind::File(file) => file_status(file, range),
-                Kind::Raw { child, offset, .. } => child.status(shift(range, *offset)?).await,
+                Kind::Raw(raw) => {
+                    let window = raw.get();
+                    window.child.status(shift(range, window.offset)?).await
+                }
                 Kind::Null { zeroes, .. } => Ok(Status {
                     len,
                     data: !zeroes,
@@ -519,14 +549,32 @@ impl Node {
                 offset: range.offset(),
                 len,
             },
-            Kind::Raw { child, offset, .. } => match shift(range, *offset) {
-                Ok(range) => child.segment(range),
-                Err(_) => Segment::Unknown { len },
-            },
+            Kind::Raw(raw) => {
+                let window = raw.now();
+                match shift(range, window.offset) {
+                    Ok(range) => window.child.segment(range),
+                    Err(_) => Segment::Unknown { len },
+                }
+            }
             Kind::Null { zeroes: true, .. } => Segment::Zero { len },
             Kind::Null { .. } | Kind::Remote(_) => Segment::Unknown { len },
             Kind::Filter(filter) => filter.segment(range),
             Kind::Image(image) => image.segment(range),
+        }
+    }
+
+    /// May bytes that [`Node::segment`] finds in a file move, or their place be reused, while
+    /// somebody still looks at them? Only images do that, and only those that can be written.
+    #[must_use]
+    pub fn may_move(&self) -> bool {
+        match &self.kind {
+            Kind::Raw(raw) => raw.now().child.may_move(),
+            Kind::Filter(filter) => filter.child().1.may_move(),
+            Kind::Image(image) => {
+                let below = || image.backing().is_some_and(|backing| backing.may_move());
+                image.is_writable() || below()
+            }
+            Kind::File(_) | Kind::Null { .. } | Kind::Remote(_) => false,
         }
     }
 
@@ -536,8 +584,9 @@ impl Node {
     pub fn is_known_zero(&self, range: ByteRange) -> bool {
         match &self.kind {
             Kind::File(_) | Kind::Remote(_) => false,
-            Kind::Raw { child, offset, .. } => {
-                shift(range, *offset).is_ok_and(|range| child.is_known_zero(range))
+            Kind::Raw(raw) => {
+                let window = raw.now();
+                shift(range, window.offset).is_ok_and(|range| window.child.is_known_zero(range))
             }
             Kind::Null { zeroes, .. } => *zeroes,
             Kind::Filter(filter) => filter.is_known_zero(range),
@@ -560,20 +609,19 @@ impl Node {
         match &self.kind {
             _ if len <= self.len_bytes() => Box::pin(std::future::ready(Ok(()))),
             Kind::File(file) => Box::pin(file.grow(len)),
-            Kind::Raw {
-                child,
-                offset,
-                size: None,
-            } => match len.checked_add(*offset) {
-                Some(len) => child.grow_to(len),
-                None => refused(Errno::Inval),
-            },
+            Kind::Raw(raw) if raw.now().size.is_none() => {
+                let window = raw.get();
+                Box::pin(async move {
+                    let len = len.checked_add(window.offset).ok_or(Errno::Inval)?;
+                    window.child.grow_to(len).await
+                })
+            }
             Kind::Null { size, .. } => {
                 size.fetch_max(len, Ordering::AcqRel);
                 Box::pin(std::future::ready(Ok(())))
             }
             Kind::Filter(filter) => filter.child().1.grow_to(len),
-            Kind::Raw { .. } | Kind::Image(_) | Kind::Remote(_) => refused(Errno::NotSup),
+            Kind::Raw(_) | Kind::Image(_) | Kind::Remote(_) => refused(Errno::NotSup),
         }
     }
 
@@ -581,20 +629,19 @@ impl Node {
     pub(crate) fn resize_storage(&self, len: u64) -> NodeFuture<'_, ()> {
         match &self.kind {
             Kind::File(file) => Box::pin(file.set_len(len)),
-            Kind::Raw {
-                child,
-                offset,
-                size: None,
-            } => match len.checked_add(*offset) {
-                Some(len) => child.resize_storage(len),
-                None => refused(Errno::Inval),
-            },
+            Kind::Raw(raw) if raw.now().size.is_none() => {
+                let window = raw.get();
+                Box::pin(async move {
+                    let len = len.checked_add(window.offset).ok_or(Errno::Inval)?;
+                    window.child.resize_storage(len).await
+                })
+            }
             Kind::Null { size, .. } => {
                 size.store(len, Ordering::Release);
                 Box::pin(std::future::ready(Ok(())))
             }
             Kind::Filter(filter) => filter.child().1.resize_storage(len),
-            Kind::Raw { .. } | Kind::Image(_) | Kind::Remote(_) => refused(Errno::NotSup),
+            Kind::Raw(_) | Kind::Image(_) | Kind::Remote(_) => refused(Errno::NotSup),
         }
     }
 
@@ -603,7 +650,7 @@ impl Node {
     /// # Errors
     /// Read-only, a fixed window, or what file or format say.
     pub async fn resize(&self, len: u64) -> Result<()> {
-        if self.read_only {
+        if self.is_read_only() {
             return Err(Error::new(ErrorKind::Invalid, "Image is read-only"));
         }
         match &self.kind {
@@ -619,7 +666,7 @@ impl Node {
                 Err(Error::new(ErrorKind::Unsupported, "Cannot grow NBD nodes"))
             }
             Kind::Remote(_) => Ok(()),
-            Kind::Raw { size: Some(_), .. } => Err(Error::new(
+            Kind::Raw(raw) if raw.now().size.is_some() => Err(Error::new(
                 ErrorKind::Unsupported,
                 "Cannot resize a raw node with a fixed 'size'",
             )),
@@ -638,7 +685,7 @@ impl Node {
     fn ends_in_nothing(&self) -> bool {
         match &self.kind {
             Kind::Null { .. } => true,
-            Kind::Raw { child, .. } => child.ends_in_nothing(),
+            Kind::Raw(raw) => raw.now().child.ends_in_nothing(),
             _ => false,
         }
     }
@@ -711,7 +758,7 @@ impl Node {
     pub fn children(&self) -> Vec<(&'static str, Arc<Self>)> {
         match &self.kind {
             Kind::File(_) | Kind::Null { .. } | Kind::Remote(_) => Vec::new(),
-            Kind::Raw { child, .. } => vec![("file", child.clone())],
+            Kind::Raw(raw) => vec![("file", raw.now().child.clone())],
             Kind::Filter(filter) => {
                 let (role, child) = filter.child();
                 vec![(role, child.clone())]
@@ -719,7 +766,7 @@ impl Node {
             Kind::Image(image) => {
                 let names = std::iter::once("file").chain(std::iter::repeat("data-file"));
                 let storage = names.zip(image.storage().cloned());
-                let backing = image.backing().map(|b| ("backing", b.clone()));
+                let backing = image.backing().map(|backing| ("backing", backing));
                 storage.chain(backing).collect()
             }
         }

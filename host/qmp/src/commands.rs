@@ -114,6 +114,8 @@ commands! {
 
     /// Adds a node.
     BlockdevAdd blockdev_add "blockdev-add" (BlockdevOptions) -> Empty;
+    /// Gives nodes other options.
+    BlockdevReopen blockdev_reopen "blockdev-reopen" (BlockdevReopen) -> Empty;
     /// Deletes a node.
     BlockdevDel blockdev_del "blockdev-del" (BlockdevDel) -> Empty;
     /// Creates an image, as a job.

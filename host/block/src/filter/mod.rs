@@ -173,3 +173,6 @@ impl Filter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

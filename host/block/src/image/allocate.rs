@@ -199,7 +199,7 @@ impl Image {
             let run = self.known_run(ByteRange::between(at, end)).await?;
             let zero = match run.place {
                 Place::Zero | Place::Hole => true,
-                Place::Backing(offset) => match &self.backing {
+                Place::Backing(offset) => match self.backing() {
                     Some(backing) => offset >= backing.size(),
                     None => true,
                 },

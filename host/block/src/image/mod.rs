@@ -43,8 +43,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use arc_swap::ArcSwapOption;
 use tokio::sync::Mutex as AsyncMutex;
 
+use crate::Errno;
 use crate::format::{Format, FormatError, FormatFactory, Geometry, Grant, Placement, SlotRange};
 use crate::gate::Gate;
 use crate::node::Node;
@@ -132,7 +134,7 @@ pub struct Image {
     options: String,
     writable: bool,
     files: Arc<ImageFiles>,
-    backing: Option<Arc<Node>>,
+    backing: ArcSwapOption<Node>,
     grants: Vec<Grant>,
     geometry: Geometry,
     size: AtomicU64,
@@ -182,8 +184,24 @@ impl Image {
     }
 
     /// The backing node, if there is one.
-    pub fn backing(&self) -> Option<&Arc<Node>> {
-        self.backing.as_ref()
+    pub fn backing(&self) -> Option<Arc<Node>> {
+        self.backing.load_full()
+    }
+
+    /// Another backing node of the same length. Requests wait for a moment, until those that read
+    /// the old one have ended.
+    ///
+    /// # Errors
+    /// `Inval`: there was none, or it has another length, which the format counts on.
+    pub async fn exchange_backing(&self, node: Arc<Node>) -> Result<(), Errno> {
+        let old = self.backing().ok_or(Errno::Inval)?;
+        if old.size() != node.size() {
+            return Err(Errno::Inval);
+        }
+        let _passing = old.drain_throttles();
+        let _drained = self.gate.drain().await;
+        self.backing.store(Some(node));
+        Ok(())
     }
 
     /// The format's factory.

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use arc_swap::ArcSwapOption;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -115,7 +116,7 @@ impl Image {
             options,
             writable,
             files,
-            backing,
+            backing: ArcSwapOption::new(backing),
             grants,
             geometry,
             size: AtomicU64::new(geometry.size),

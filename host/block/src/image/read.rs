@@ -64,7 +64,7 @@ impl Image {
     }
 
     fn try_read_backing(&self, offset: u64, out: &mut [u8]) -> Option<Result<(), Errno>> {
-        let Some(backing) = &self.backing else {
+        let Some(backing) = self.backing() else {
             out.fill(0);
             return Some(Ok(()));
         };
@@ -126,7 +126,7 @@ impl Image {
                 Ok(())
             }
             Place::Backing(offset) => {
-                let Some(backing) = &self.backing else {
+                let Some(backing) = self.backing() else {
                     mem.fill_zero();
                     return Ok(());
                 };
@@ -253,7 +253,7 @@ impl Image {
             let run = self.map.run(ByteRange::between(at, range.end()));
             let zero = match run.place {
                 Place::Zero | Place::Hole => true,
-                Place::Backing(_) => self.backing.is_none(),
+                Place::Backing(_) => self.backing().is_none(),
                 _ => false,
             };
             if !zero {
@@ -279,7 +279,7 @@ impl Image {
                 Err(_) => Segment::Unknown { len: part.len() },
             },
             Place::Zero | Place::Hole => Segment::Zero { len: part.len() },
-            Place::Backing(offset) => match &self.backing {
+            Place::Backing(offset) => match self.backing() {
                 None => Segment::Zero { len: part.len() },
                 Some(backing) => {
                     let inside = backing.size().saturating_sub(offset).min(part.len());

@@ -27,7 +27,7 @@ impl Image {
                 depth: 0,
                 ..here
             },
-            Place::Backing(offset) => match &self.backing {
+            Place::Backing(offset) => match self.backing() {
                 None => Status {
                     zero: true,
                     depth: 0,

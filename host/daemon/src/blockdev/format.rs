@@ -275,6 +275,7 @@ impl Opening<'_> {
             node: node.clone(),
             owned: false,
             facts: Map::default(),
+            options: Vec::new(),
             detect_zeroes: common.detect_zeroes,
             direct: inherited.direct,
             no_flush: inherited.no_flush,

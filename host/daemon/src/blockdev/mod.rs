@@ -12,6 +12,7 @@ mod filters;
 mod format;
 mod native;
 mod nbd;
+mod reopen;
 mod rules_file;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::graph::{Entry, Use, User};
 use base::Common;
 pub(crate) use base::Inherited;
 pub(crate) use native::create_file;
+pub(crate) use reopen::reopen;
 
 /// The error of the block layer in QMP's form: it has QEMU's words already.
 pub(crate) fn control_error(error: &outport_block::Error) -> Error {
@@ -164,6 +166,7 @@ impl<'d> Opening<'d> {
             let common = Common::of(&options, &inherited)?;
             let name = self.reserve(options.node_name.as_deref())?;
             let driver = options.driver().to_owned();
+            let asked = reopen::flat(&options);
             let made = match options.branch {
                 BlockdevDriverOptions::Blkdebug(debug) => {
                     self.blkdebug(&name, *debug, &common).await?
@@ -194,6 +197,7 @@ impl<'d> Opening<'d> {
                 node: made.node,
                 owned,
                 facts: made.facts,
+                options: asked,
                 detect_zeroes: common.detect_zeroes,
                 direct: common.direct,
                 no_flush: common.no_flush,

@@ -90,11 +90,7 @@ impl Opening<'_> {
             .await?;
         let offset = offset.unwrap_or(0);
         check_window(offset, size, child.size())?;
-        let kind = Kind::Raw {
-            child,
-            offset,
-            size,
-        };
+        let kind = Kind::raw(child, offset, size);
         Ok(Node::with_discard(name, "raw", common.read_only, common.unmap, kind).into())
     }
 }
@@ -137,7 +133,7 @@ pub(super) fn null(
     Ok(Node::new(name, driver, common.read_only, kind))
 }
 
-fn not_negative(name: &str, value: Option<i64>) -> Result<Option<u64>, Error> {
+pub(super) fn not_negative(name: &str, value: Option<i64>) -> Result<Option<u64>, Error> {
     let out_of_range = |value| {
         Error::generic(format!(
             "Value '{value}' is out of range for parameter '{name}'"
@@ -148,7 +144,7 @@ fn not_negative(name: &str, value: Option<i64>) -> Result<Option<u64>, Error> {
         .transpose()
 }
 
-fn check_window(offset: u64, size: Option<u64>, container: u64) -> Result<(), Error> {
+pub(super) fn check_window(offset: u64, size: Option<u64>, container: u64) -> Result<(), Error> {
     if offset > container {
         return Err(Error::generic(format!(
             "Offset ({offset}) cannot be greater than size of the containing file ({container})"

@@ -6,7 +6,7 @@ use outport_qmp::Error;
 use outport_qmp::de::Mode;
 use outport_qmp::types::Empty;
 use outport_qmp::types::block_core::{
-    BlockResize, BlockdevDel, BlockdevOptions, QueryNamedBlockNodes,
+    BlockResize, BlockdevDel, BlockdevOptions, BlockdevReopen, QueryNamedBlockNodes,
 };
 use outport_qmp::types::block_info::BlockDeviceInfo;
 
@@ -18,6 +18,12 @@ use crate::nodes;
 /// `blockdev-add`.
 pub(super) async fn add(daemon: &Daemon, options: BlockdevOptions) -> Result<Empty, Error> {
     blockdev::add(daemon, options, Mode::Typed).await?;
+    Ok(Empty {})
+}
+
+/// `blockdev-reopen`.
+pub(super) async fn reopen(daemon: &Daemon, arguments: BlockdevReopen) -> Result<Empty, Error> {
+    blockdev::reopen(daemon, arguments.options).await?;
     Ok(Empty {})
 }
 

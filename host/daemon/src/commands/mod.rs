@@ -18,7 +18,7 @@ use std::rc::Rc;
 
 use outport_qmp::types::Empty;
 use outport_qmp::types::block_core::{
-    BlockResize, BlockdevDel, BlockdevOptions, QueryBlock, QueryNamedBlockNodes,
+    BlockResize, BlockdevDel, BlockdevOptions, BlockdevReopen, QueryBlock, QueryNamedBlockNodes,
 };
 use outport_qmp::types::block_create::BlockdevCreate;
 use outport_qmp::types::block_debug::{
@@ -100,6 +100,9 @@ impl Handler for Control {
 
     async fn blockdev_add(&self, options: BlockdevOptions) -> Outcome<Empty> {
         block_core::add(&self.daemon, options).await
+    }
+    async fn blockdev_reopen(&self, arguments: BlockdevReopen) -> Outcome<Empty> {
+        block_core::reopen(&self.daemon, arguments).await
     }
     async fn blockdev_del(&self, arguments: BlockdevDel) -> Outcome<Empty> {
         block_core::delete(&self.daemon, arguments).await

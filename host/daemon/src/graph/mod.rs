@@ -13,8 +13,10 @@ use outport_qmp::Error;
 use outport_qmp::error::is_identifier;
 
 mod permissions;
+mod reopen;
 
 pub(crate) use permissions::{Claim, Permissions, Use};
+pub(crate) use reopen::Exchanged;
 
 /// The longest node name, as in QEMU.
 const NAME_BYTES_MAX: usize = 31;
@@ -27,6 +29,8 @@ pub(crate) struct Entry {
     pub(crate) owned: bool,
     /// What a format says of its image.
     pub(crate) facts: serde_json::Map<String, serde_json::Value>,
+    /// What it was added with beside what all nodes have, by dotted names.
+    pub(crate) options: Vec<(String, serde_json::Value)>,
     pub(crate) detect_zeroes: outport_qmp::types::block_core::BlockdevDetectZeroesOptions,
     pub(crate) direct: bool,
     pub(crate) no_flush: bool,
@@ -174,13 +178,15 @@ impl Graph {
         for edge in &gone {
             self.unlock_below(&edge.child);
         }
-        let orphan = |child: &String| {
-            !self.is_used(child) && self.find(child).is_some_and(|entry| !entry.owned)
-        };
         gone.into_iter()
             .map(|edge| edge.child)
-            .filter(orphan)
+            .filter(|child| self.is_orphan(child))
             .collect()
+    }
+
+    /// Whether a node that lives as long as its parents has none left.
+    pub(crate) fn is_orphan(&self, name: &str) -> bool {
+        !self.is_used(name) && self.find(name).is_some_and(|entry| !entry.owned)
     }
 
     /// Whether `blockdev-del` may delete a node.
@@ -192,6 +198,15 @@ impl Graph {
         let users = || self.edges.iter().filter(|edge| edge.child == name);
         if users().any(|edge| edge.user == User::Block) {
             return Err(Error::node_in_use(name));
+        }
+        let backed = users().find_map(|edge| match &edge.user {
+            User::Node(parent) if edge.role == "backing" => Some(parent),
+            _ => None,
+        });
+        if let Some(parent) = backed {
+            return Err(Error::generic(format!(
+                "Node '{name}' is busy: node is used as backing hd of '{parent}'"
+            )));
         }
         if !entry.owned {
             return Err(Error::generic(format!(

@@ -22,6 +22,7 @@ fn with(names: &[&str]) -> Graph {
             node: Node::new(name, "null-co", false, kind),
             owned: true,
             facts: serde_json::Map::default(),
+            options: Vec::new(),
             detect_zeroes: BlockdevDetectZeroesOptions::Off,
             direct: false,
             no_flush: false,

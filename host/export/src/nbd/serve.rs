@@ -212,7 +212,7 @@ fn send_from_cache(shared: &Rc<Shared>, to: ReplyTo, range: ByteRange, out: &mut
     let node = shared.user.export().node();
     // An image may move a cluster while the socket still refers to its pages,
     // unless nobody can write it.
-    if node.image().is_some() && !node.is_read_only() {
+    if node.may_move() {
         return false;
     }
     let mut segments = Vec::new();

@@ -211,6 +211,7 @@ impl Handler for Refuses {
         query_qmp_schema(Empty) -> Vec<SchemaInfo>;
         quit(Empty) -> Empty;
         blockdev_add(BlockdevOptions) -> Empty;
+        blockdev_reopen(BlockdevReopen) -> Empty;
         blockdev_del(BlockdevDel) -> Empty;
         blockdev_create(BlockdevCreate) -> Empty;
         block_resize(BlockResize) -> Empty;

@@ -197,6 +197,12 @@ qapi! {
         Null(()) = "<null>",
     }
 
+    /// Arguments of `blockdev-reopen`.
+    struct BlockdevReopen {
+        /// The nodes, each with all of its options.
+        options: Vec<BlockdevOptions>,
+    }
+
     /// Arguments of `blockdev-del`.
     struct BlockdevDel {
         /// The node to delete.

@@ -42,16 +42,7 @@ async fn requests_are_held_until_they_are_resumed() {
     let node = over(null(), |child| {
         Blkdebug::new(child, Limits::default(), Vec::new(), Vec::new())
     });
-    let raw = Node::new(
-        "r",
-        "raw",
-        false,
-        Kind::Raw {
-            child: node.clone(),
-            offset: 0,
-            size: None,
-        },
-    );
+    let raw = Node::new("r", "raw", false, Kind::raw(node.clone(), 0, None));
     for (event, tag) in [
         (Event::READ_AIO, "read"),
         (Event::WRITE_AIO, "write"),
