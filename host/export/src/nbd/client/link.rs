@@ -29,7 +29,7 @@ use super::super::wire::{Command, CommandFlags, Request};
 use super::super::{connection, socket};
 use super::ClientOptions;
 use super::handshake::{Agreed, Handshake, Step};
-use super::queue::{Body, Queue, Submission};
+use super::queue::{Body, CLOSE_MAX, Queue, Submission};
 use super::receiver::{Event, OPEN_MAX, Open, Receiver};
 
 /// The receive buffer: one read takes many replies.
@@ -269,6 +269,8 @@ struct Connection {
     input: Vec<u8>,
     start: usize,
     end: usize,
+    /// The node was closed: so long the server may take to answer what it has.
+    until: Option<Instant>,
 }
 
 impl Connection {
@@ -287,6 +289,7 @@ impl Connection {
             input,
             start: 0,
             end,
+            until: None,
         }
     }
 
@@ -302,12 +305,18 @@ impl Connection {
                         tokio::task::yield_now().await;
                     }
                 }
-                Ok(false) if queue.is_closed() && self.receiver.open() == 0 => {
-                    self.disconnect().await;
-                    return Lost::Closed;
-                }
                 Ok(false) => {
                     turns = 0;
+                    if queue.is_closed() {
+                        let until = *self.until.get_or_insert(Instant::now() + CLOSE_MAX);
+                        if self.receiver.open() == 0 {
+                            self.disconnect().await;
+                            return Lost::Closed;
+                        }
+                        if Instant::now() >= until {
+                            return Lost::Closed;
+                        }
+                    }
                     if let Err(lost) = self.wait(queue).await {
                         return lost;
                     }
@@ -318,12 +327,20 @@ impl Connection {
     }
 
     async fn wait(&self, queue: &Queue) -> Result<(), Lost> {
-        let room = self.receiver.open() < OPEN_MAX;
+        // After the node was closed nothing is queued, but the end of the wait is looked for.
+        let room = self.receiver.open() < OPEN_MAX || queue.is_closed();
+        let until = async {
+            match self.until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             ready = self.fd.readable() => ready.map(drop),
             ready = self.fd.writable(), if !self.out.is_empty() => ready.map(drop),
             () = queue.wake.notified(), if room => Ok(()),
+            () = until => Ok(()),
         }
         .map_err(|e| socket::errno(e).into())
     }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use outport_block::Errno;
 use outport_block::engine::transfer::{Landing, Payload};
@@ -13,6 +14,9 @@ use tokio::sync::{Notify, oneshot};
 
 use super::super::wire::{Command, CommandFlags};
 use super::receiver::Extent;
+
+/// So long a server may take to answer what it has when the node is closed.
+pub(super) const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// What comes with a request, and who waits for it.
 #[derive(Debug)]

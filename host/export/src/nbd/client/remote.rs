@@ -5,7 +5,6 @@
 //! dropped, FUA becomes a flush.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use outport_block::engine::transfer::{Landing, Payload};
 use outport_block::node::{NodeFuture, Status};
@@ -16,7 +15,7 @@ use tokio::sync::oneshot;
 use super::super::reply::ReplyMode;
 use super::super::wire::{Command, CommandFlags, TransmissionFlags};
 use super::handshake::Agreed;
-use super::queue::{Body, Queue, Submission};
+use super::queue::{Body, CLOSE_MAX, Queue, Submission};
 
 /// Bytes of one request without payload where lengths have 32 bits: blocks have up to 64 KiB.
 const EFFECT_MAX_COMPACT: u64 = 0xffff_0000;
@@ -28,9 +27,6 @@ const EFFECT_MAX_EXTENDED: u64 = 1 << 60;
 const STATE_HOLE: u64 = 1;
 /// `NBD_STATE_ZERO`.
 const STATE_ZERO: u64 = 2;
-
-/// So long the end of a node waits for its goodbye to be sent.
-const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct NbdRemote {
@@ -188,7 +184,7 @@ impl Remote for NbdRemote {
             let ended = self.queue.ended.notified();
             self.queue.close();
             // A server that does not read must not hold up the daemon.
-            let _ = tokio::time::timeout(CLOSE_MAX, ended).await;
+            let _ = tokio::time::timeout(CLOSE_MAX * 2, ended).await;
             Ok(())
         })
     }
