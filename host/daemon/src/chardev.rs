@@ -1,8 +1,8 @@
 //! Character devices: where monitors get their clients from.
 //!
-//! Owned by the control plane. A device is made by `--chardev` and taken by one `--monitor`, which
-//! then owns its listener. Invariant: a device has one client at a time; further ones wait in the
-//! listen backlog.
+//! Owned by the control plane. A device is made by `--chardev` or `chardev-add` and used by one
+//! monitor at a time. Invariant: a device has one client at a time; further ones wait in the listen
+//! backlog.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,10 +15,12 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::descriptors::Arrived;
 
+mod device;
 mod options;
 mod passing;
 
-pub(crate) use options::{Backend, Endpoint, parse};
+pub(crate) use device::{Chardevs, Device, Frontend, open};
+pub(crate) use options::{Backend, Endpoint, from_qmp, parse};
 
 /// Bytes from a client.
 pub(crate) type ClientReader = Box<dyn AsyncRead + Unpin>;
@@ -63,7 +65,7 @@ impl Client {
     }
 
     /// The terminal, or whatever standard input and output are.
-    pub(crate) fn stdio() -> Self {
+    fn stdio() -> Self {
         Self {
             reader: Box::new(tokio::io::stdin()),
             writer: Box::new(tokio::io::stdout()),
@@ -73,7 +75,7 @@ impl Client {
 }
 
 /// Brings clients, one after another.
-pub(crate) enum Source {
+enum Source {
     /// As many as connect; the first may have connected already.
     Listener {
         listener: Listener,
@@ -81,13 +83,16 @@ pub(crate) enum Source {
     },
     /// One, and no more.
     Once(Option<Client>),
+    /// None, ever.
+    Never,
 }
 
 impl Source {
     /// The next client; `None` if there will be no more.
-    pub(crate) async fn next(&mut self) -> io::Result<Option<Client>> {
+    async fn next(&mut self) -> io::Result<Option<Client>> {
         match self {
             Self::Once(client) => Ok(client.take()),
+            Self::Never => Ok(None),
             Self::Listener { first, .. } if first.is_some() => Ok(first.take()),
             Self::Listener { listener, .. } => {
                 let accepted = listener.accept().await?;
@@ -97,7 +102,7 @@ impl Source {
     }
 
     /// Waits for the first client (`wait=on`).
-    pub(crate) async fn await_first(&mut self) -> io::Result<()> {
+    async fn await_first(&mut self) -> io::Result<()> {
         if let Self::Listener { listener, first } = self
             && first.is_none()
         {
@@ -108,64 +113,11 @@ impl Source {
     }
 }
 
-/// All character devices, by id. The source is gone once a monitor has taken it.
-#[derive(Default)]
-pub(crate) struct Chardevs {
-    devices: Vec<(String, Option<Source>)>,
-    stdio: bool,
-}
-
-impl Chardevs {
-    /// Adds a device.
-    ///
-    /// # Errors
-    /// The id is taken.
-    pub(crate) fn check_id(&self, id: &str) -> Result<(), String> {
-        match self.devices.iter().any(|(other, _)| other == id) {
-            true => Err(format!("Duplicate ID '{id}' for chardev")),
-            false => Ok(()),
-        }
-    }
-
-    /// Adds a device whose id was checked.
-    pub(crate) fn add(&mut self, id: String, source: Source) {
-        self.devices.push((id, Some(source)));
-    }
-
-    /// Reserves standard input and output, which only one device can have.
-    ///
-    /// # Errors
-    /// Another device has them.
-    pub(crate) fn take_stdio(&mut self) -> Result<(), String> {
-        match std::mem::replace(&mut self.stdio, true) {
-            true => Err("cannot use stdio by multiple character devices".into()),
-            false => Ok(()),
-        }
-    }
-
-    /// Gives a device to a monitor.
-    ///
-    /// # Errors
-    /// There is none of that name, or another monitor has it.
-    pub(crate) fn take(&mut self, id: &str) -> Result<Source, String> {
-        let device = self.devices.iter_mut().find(|(name, _)| name == id);
-        let (_, source) = device.ok_or_else(|| format!("chardev \"{id}\" not found"))?;
-        source
-            .take()
-            .ok_or_else(|| format!("chardev '{id}' is already in use"))
-    }
-
-    /// Ids, for `qom-list`.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = &str> {
-        self.devices.iter().map(|(id, _)| id.as_str())
-    }
-}
-
 /// Connects to a listening socket (`server=off`).
 ///
 /// # Errors
 /// QEMU's sentence.
-pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Client, String> {
+async fn connect(endpoint: &Endpoint) -> Result<Client, String> {
     let failed = |error: &io::Error| {
         let reason = outport_block::strerror(error.raw_os_error().unwrap_or_default());
         format!("Failed to connect to '{endpoint}': {reason}")
@@ -186,6 +138,6 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Client, String> {
 ///
 /// # Errors
 /// The system's.
-pub(crate) fn adopt(fd: OwnedFd) -> Result<Client, String> {
+fn adopt(fd: OwnedFd) -> Result<Client, String> {
     Client::of_socket(fd).map_err(|error| error.to_string())
 }

@@ -18,6 +18,7 @@ use crate::exports::Exports;
 use crate::graph::Graph;
 use crate::inherited::Inherited;
 use crate::jobs::Jobs;
+use crate::monitor::{Job, Monitors};
 use crate::nbd_server::NbdServers;
 use crate::objects::Objects;
 use crate::plugins::Plugins;
@@ -33,6 +34,7 @@ pub(crate) struct Daemon {
     pub(crate) objects: RefCell<Objects>,
     pub(crate) jobs: Jobs,
     pub(crate) nbd: NbdServers,
+    pub(crate) monitors: Monitors,
     pub(crate) events: Rc<Events>,
     pub(crate) plugins: Plugins,
     pub(crate) policy: RefCell<PathPolicy>,
@@ -44,15 +46,22 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// A daemon that serves nothing, and the events that other threads will send.
-    pub(crate) fn new() -> (Rc<Self>, mpsc::Receiver<Event>) {
+    /// A daemon that serves nothing, the events that other threads will send, and the commands of
+    /// its monitors.
+    pub(crate) fn new() -> (
+        Rc<Self>,
+        mpsc::Receiver<Event>,
+        mpsc::UnboundedReceiver<Job>,
+    ) {
         let (events, waiting) = Events::new();
+        let (commands, asked) = mpsc::unbounded_channel();
         let daemon = Self {
             graph: RefCell::default(),
             exports: Exports::default(),
             objects: RefCell::default(),
             jobs: Jobs::default(),
             nbd: NbdServers::default(),
+            monitors: Monitors::new(commands),
             plugins: Plugins::new(events.sender()),
             events,
             policy: RefCell::default(),
@@ -62,7 +71,7 @@ impl Daemon {
             default_iothread: RefCell::default(),
             ending: Cell::new(false),
         };
-        (Rc::new(daemon), waiting)
+        (Rc::new(daemon), waiting, asked)
     }
 
     /// The socket that an `fd` address means: a number that our parent left open, or a name given
@@ -96,8 +105,7 @@ impl Daemon {
         Ok(slot.insert(started).clone())
     }
 
-    /// Closes all exports and forgets the jobs, as `quit` does before it is answered. No new
-    /// exports
+    /// Closes all exports and ends the jobs, as `quit` does before it is answered. No new exports
     /// are taken from now on.
     pub(crate) async fn wind_down(&self) {
         self.ending.set(true);
@@ -109,7 +117,7 @@ impl Daemon {
         }
         self.nbd.close(self).await;
         self.exports.close_all(self).await;
-        self.jobs.forget_all(self);
+        self.jobs.end_all(self).await;
     }
 
     /// Whether the daemon is ending.

@@ -8,14 +8,13 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::args::{self, Args, Parsed};
 use crate::commands::Control;
 use crate::daemon::Daemon;
 use crate::daemonize::{self, Side};
-use crate::monitor::{Dispatcher, Job};
+use crate::monitor::Dispatcher;
 use crate::pidfile::Pidfile;
 use crate::plugin_check;
 use crate::signals::Signals;
@@ -71,15 +70,15 @@ async fn serve(args: Args) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return fail(&format!("cannot catch signals: {error}")),
     };
-    let (daemon, events) = Daemon::new();
+    let (daemon, events, commands) = Daemon::new();
     tokio::task::spawn_local(daemon.events.clone().forward(events));
     let control = Rc::new(Control::new(daemon.clone()));
-    let (dispatcher, jobs) = Dispatcher::new(control);
+    let dispatcher = Dispatcher::new(control, commands);
 
     let mut pidfile = None;
     let code = tokio::select! {
         biased;
-        started = start(&daemon, args, jobs, &mut pidfile) => match started {
+        started = start(&daemon, args, &mut pidfile) => match started {
             Ok(true) => {
                 let reason = tokio::select! {
                     () = dispatcher.run() => "quit",
@@ -117,10 +116,9 @@ async fn serve(args: Args) -> ExitCode {
 async fn start(
     daemon: &Rc<Daemon>,
     args: Args,
-    jobs: mpsc::UnboundedSender<Job>,
     pidfile: &mut Option<Pidfile>,
 ) -> Result<bool, String> {
-    let mut settings = Settings::new(daemon.clone(), args.daemonize, jobs);
+    let mut settings = Settings::new(daemon.clone(), args.daemonize);
     for setting in &args.settings {
         match settings.apply(setting).await {
             Ok(Applied::Done) => {}
@@ -138,7 +136,7 @@ async fn start(
         let ready = daemonize::ready();
         ready.map_err(|error| args::complaint(None, &format!("cannot daemonize: {error}")))?;
     }
-    settings.start_monitors();
+    daemon.monitors.open();
     Ok(true)
 }
 

@@ -145,7 +145,11 @@ fn iothreads_in_use_stay() {
     qmp.event("BLOCK_EXPORT_DELETED");
     qmp.ok("object-del", json!({"id": "io0"}));
     let objects = qmp.ok("qom-list", json!({"path": "/objects"}));
-    assert_eq!(objects, json!([{"name": "type", "type": "string"}]));
+    let monitor = json!({"name": "compat_monitor0", "type": "child<monitor-qmp>"});
+    assert_eq!(
+        objects,
+        json!([{"name": "type", "type": "string"}, monitor])
+    );
 }
 
 #[test]

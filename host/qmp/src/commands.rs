@@ -19,14 +19,17 @@ use crate::types::block_debug::{
     BlkdebugBreak, BlkdebugInfo, BlkdebugRemoveBreak, BlkdebugResume, QueryBlkdebug,
 };
 use crate::types::block_export::*;
+use crate::types::block_graph::XDbgBlockGraph;
 use crate::types::block_info::{BlockDeviceInfo, BlockInfo};
 use crate::types::block_stats::{BlockStats, QueryBlockstats};
+use crate::types::char::*;
 use crate::types::control::{CommandInfo, QmpCapabilities, VersionInfo};
 use crate::types::fdset::*;
 use crate::types::introspect::SchemaInfo;
-use crate::types::job::{JobDismiss, JobInfo};
+use crate::types::job::{BlockJobInfo, JobId, JobInfo};
 use crate::types::plugin::PluginInfo;
 use crate::types::qom::*;
+use crate::types::transaction::Transaction;
 
 macro_rules! commands {
     ($(
@@ -92,6 +95,20 @@ macro_rules! commands {
             ) -> impl Future<Output = Result<$Return, Error>>;)*
         }
 
+        /// Only here to show that a handler is a list of methods and that results are typed: lists
+        /// the commands and refuses all others.
+        #[cfg(test)]
+        struct Lists;
+
+        #[cfg(test)]
+        impl Handler for Lists {
+            $(async fn $method(&self, _: $Arguments) -> Result<$Return, Error> {
+                let list = (stringify!($method) == "query_commands").then(command_list);
+                let list = list.ok_or_else(Error::no_such_job)?;
+                de::from_value(&to_value(&list), Mode::Typed)
+            })*
+        }
+
         /// Enters all commands into the schema.
         fn describe(types: &mut Types) {
             $(types.command::<$Arguments, $Return>($wire, &[$(stringify!($feature))?]);)*
@@ -127,6 +144,9 @@ commands! {
         (QueryNamedBlockNodes) -> Vec<BlockDeviceInfo>;
     /// Says what the nodes did, oldest first.
     QueryBlockstats query_blockstats "query-blockstats" (QueryBlockstats) -> Vec<BlockStats>;
+    /// Tells the graph of nodes.
+    XDebugQueryBlockGraph x_debug_query_block_graph "x-debug-query-block-graph"
+        (Empty) -> XDbgBlockGraph [unstable];
     /// Lists guest devices, of which there are none.
     QueryBlock query_block "query-block" (QueryBlock) -> Vec<BlockInfo>;
 
@@ -176,13 +196,52 @@ commands! {
     ObjectDel object_del "object-del" (ObjectDel) -> Empty;
     /// Lists the properties of an object.
     QomList qom_list "qom-list" (QomList) -> Vec<ObjectPropertyInfo>;
+    /// Reads a property of an object.
+    QomGet qom_get "qom-get" (QomGet) -> Value;
+    /// Changes a property of an object.
+    QomSet qom_set "qom-set" (QomSet) -> Empty;
+    /// Reads all properties of several objects.
+    QomListGet qom_list_get "qom-list-get" (QomListGet) -> Vec<ObjectPropertiesValues>;
+    /// Lists the types of object.
+    QomListTypes qom_list_types "qom-list-types" (QomListTypes) -> Vec<ObjectTypeInfo>;
+    /// Lists the properties that objects of a type have.
+    QomListProperties qom_list_properties "qom-list-properties"
+        (QomListProperties) -> Vec<ObjectPropertyInfo>;
+    /// Lists the iothreads.
+    QueryIothreads query_iothreads "query-iothreads" (Empty) -> Vec<IOThreadInfo>;
+    /// Says whether an authorization object lets somebody in (ours).
+    AuthzCheck x_authz_check "x-authz-check" (AuthzCheck) -> AuthzDecision [unstable];
     /// Lists plugins, bundled ones included (ours).
     QueryPlugins query_plugins "query-plugins" (Empty) -> Vec<PluginInfo>;
 
+    /// Adds a character device.
+    ChardevAdd chardev_add "chardev-add" (ChardevAdd) -> ChardevReturn;
+    /// Removes a character device.
+    ChardevRemove chardev_remove "chardev-remove" (ChardevRemove) -> Empty;
+    /// Lists the character devices.
+    QueryChardev query_chardev "query-chardev" (Empty) -> Vec<ChardevInfo>;
+    /// Lists the kinds of character device.
+    QueryChardevBackends query_chardev_backends "query-chardev-backends"
+        (Empty) -> Vec<ChardevBackendInfo>;
+
     /// Lists the jobs.
     QueryJobs query_jobs "query-jobs" (Empty) -> Vec<JobInfo>;
+    /// Lists the jobs on guest devices, of which there are none.
+    QueryBlockJobs query_block_jobs "query-block-jobs" (Empty) -> Vec<BlockJobInfo>;
+    /// Ends a job without success.
+    JobCancel job_cancel "job-cancel" (JobId) -> Empty;
+    /// Lets a job rest.
+    JobPause job_pause "job-pause" (JobId) -> Empty;
+    /// Lets a job go on.
+    JobResume job_resume "job-resume" (JobId) -> Empty;
+    /// Ends a job that is ready.
+    JobComplete job_complete "job-complete" (JobId) -> Empty;
+    /// Lets a job take effect.
+    JobFinalize job_finalize "job-finalize" (JobId) -> Empty;
     /// Forgets a job that concluded.
-    JobDismiss job_dismiss "job-dismiss" (JobDismiss) -> Empty;
+    JobDismiss job_dismiss "job-dismiss" (JobId) -> Empty;
+    /// Makes several changes, all or none.
+    Transaction transaction "transaction" (Transaction) -> Empty;
 }
 
 /// The result of `query-commands`.

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::Mutex as AsyncMutex;
@@ -177,17 +177,23 @@ impl Image {
     }
 }
 
-/// Make a new image of this format in `primary`, which is emptied first.
+/// Make a new image of this format in `primary`, which is emptied first. Setting `cancelled` ends it
+/// before its next step, with nothing in flight.
 ///
 /// # Errors
-/// The format's own sentence, or what the file said.
+/// The format's own sentence, what the file said, or that it was cancelled.
 pub async fn create(
     factory: &Arc<dyn FormatFactory>,
     options: &str,
     primary: Arc<Node>,
     storage: Vec<Arc<Node>>,
+    cancelled: &AtomicBool,
 ) -> Result<()> {
     let name = primary.name().to_owned();
+    let go_on = || match cancelled.load(Ordering::Relaxed) {
+        true => Err(Error::new(ErrorKind::Io, "Operation canceled")),
+        false => Ok(()),
+    };
     let fail = |e| control_error(&name, e);
     let io = |e: crate::Errno| Error::new(ErrorKind::Io, format!("Node '{name}': {e}"));
     primary.resize_storage(0).await.map_err(io)?;
@@ -195,6 +201,7 @@ pub async fn create(
     for node in storage {
         files.grant(node)?;
     }
+    go_on()?;
     let mut instance = factory.instantiate(files.clone()).await.map_err(fail)?;
     let call = instance.create(options).await.map_err(fail)?;
     // Nothing is mapped yet; this bounds what it queues.
@@ -212,8 +219,10 @@ pub async fn create(
     files.queue(&call.txn).await.map_err(io)?;
     files.overlay().seal();
     for stage in [Stage::Prepare, Stage::Mapping] {
+        go_on()?;
         files.write_out(stage).await.map_err(io)?;
         for node in files.nodes() {
+            go_on()?;
             node.flush().await.map_err(io)?;
         }
     }

@@ -1,12 +1,17 @@
-//! What `--chardev` says. Pure.
+//! What `--chardev` and `chardev-add` say. Pure.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use outport_qmp::Error;
 use outport_qmp::qemu_opts::QemuOpts;
+use outport_qmp::types::char::{
+    ChardevBackend, ChardevBackendBranch, ChardevCommon, ChardevCommonWrapper, ChardevSocket,
+    ChardevSocketWrapper, ChardevStdio, ChardevStdioWrapper,
+};
 use outport_qmp::types::sockets::{
-    FdSocketAddress, InetSocketAddress, SocketAddress, SocketAddressBranch, UnixSocketAddress,
+    FdSocketAddress, InetSocketAddress, SocketAddress, SocketAddressBranch, SocketAddressLegacy,
+    UnixSocketAddress,
 };
 
 /// A character device to make.
@@ -18,7 +23,10 @@ pub(crate) struct Parsed {
 }
 
 /// Where its clients come from.
+#[derive(Debug, Clone)]
 pub(crate) enum Backend {
+    /// Nowhere.
+    Null,
     Stdio,
     /// They connect to us; `wait`: startup goes on only when the first has.
     Server {
@@ -32,6 +40,7 @@ pub(crate) enum Backend {
 }
 
 /// Where to connect to.
+#[derive(Debug, Clone)]
 pub(crate) enum Endpoint {
     Unix { path: PathBuf },
     Inet { host: String, port: String },
@@ -47,8 +56,8 @@ impl fmt::Display for Endpoint {
 }
 
 /// Backends that QEMU has and a storage daemon can do without.
-const OTHER_BACKENDS: [&str; 9] = [
-    "file", "memory", "mux", "null", "parallel", "pipe", "pty", "ringbuf", "udp",
+const OTHER_BACKENDS: [&str; 8] = [
+    "file", "memory", "mux", "parallel", "pipe", "pty", "ringbuf", "udp",
 ];
 
 /// Options of sockets that would change what is spoken on them.
@@ -77,6 +86,7 @@ pub(crate) fn parse(text: &str) -> Result<Parsed, Error> {
     };
     let backend = match backend.as_deref() {
         None => return Err(Error::generic(format!("chardev: \"{id}\" missing backend"))),
+        Some("null") => Backend::Null,
         Some("stdio") => {
             let _signals_stay_signals = opts.take_bool("signal")?;
             Backend::Stdio
@@ -129,14 +139,18 @@ fn socket(opts: &mut QemuOpts) -> Result<Backend, Error> {
         (_, _, Some(str)) => SocketAddressBranch::Fd(FdSocketAddress { str }),
         (_, host, _) => inet(opts, host)?,
     };
-    if server {
-        let wait = wait.unwrap_or(true);
-        return Ok(Backend::Server {
-            address: SocketAddress { branch },
-            wait,
-        });
+    let address = SocketAddress { branch };
+    match server {
+        true => Ok(Backend::Server {
+            address,
+            wait: wait.unwrap_or(true),
+        }),
+        false => client(address),
     }
-    Ok(match branch {
+}
+
+fn client(address: SocketAddress) -> Result<Backend, Error> {
+    Ok(match address.branch {
         SocketAddressBranch::Unix(unix) => Backend::Client(Endpoint::Unix {
             path: unix.path.into(),
         }),
@@ -147,6 +161,106 @@ fn socket(opts: &mut QemuOpts) -> Result<Backend, Error> {
         SocketAddressBranch::Fd(fd) => Backend::Connected(fd.str),
         SocketAddressBranch::Vsock(_) => return Err(Error::generic("vsock is not supported")),
     })
+}
+
+/// Reads what `chardev-add` says.
+///
+/// # Errors
+/// In QEMU's words.
+pub(crate) fn from_qmp(backend: ChardevBackend) -> Result<Backend, Error> {
+    let socket = match backend.branch {
+        ChardevBackendBranch::Null(_) => return Ok(Backend::Null),
+        ChardevBackendBranch::Stdio(_) => return Ok(Backend::Stdio),
+        ChardevBackendBranch::Socket(wrapper) => wrapper.data,
+    };
+    let spoken = [socket.telnet, socket.tn3270, socket.websocket];
+    for (name, asked) in ["telnet", "tn3270", "websocket"].iter().zip(spoken) {
+        if asked == Some(true) {
+            return Err(unsupported(name));
+        }
+    }
+    if let Some(id) = socket.tls_creds {
+        return Err(Error::generic(format!("No TLS credentials with id '{id}'")));
+    }
+    for (name, period) in [
+        ("reconnect", socket.reconnect),
+        ("reconnect-ms", socket.reconnect_ms),
+    ] {
+        if period.unwrap_or(0) != 0 {
+            return Err(unsupported(name));
+        }
+    }
+    if socket.logfile.is_some() {
+        return Err(unsupported("logfile"));
+    }
+    let address = SocketAddress::from(socket.addr);
+    match socket.server.unwrap_or(true) {
+        true => Ok(Backend::Server {
+            address,
+            wait: socket.wait.unwrap_or(false),
+        }),
+        false if socket.wait.is_some() => Err(Error::generic(
+            "'wait' option is incompatible with socket in client connect mode",
+        )),
+        false => client(address),
+    }
+}
+
+fn unsupported(name: &str) -> Error {
+    Error::generic(format!("Parameter '{name}' is not supported"))
+}
+
+impl Backend {
+    /// What to say to `chardev-add` to have it again. Nobody waits for a client then.
+    pub(crate) fn to_qmp(&self) -> ChardevBackend {
+        let (addr, server) = match self.clone() {
+            Self::Null => {
+                let data = ChardevCommon::default();
+                let branch = ChardevBackendBranch::Null(ChardevCommonWrapper { data });
+                return ChardevBackend { branch };
+            }
+            Self::Stdio => {
+                let data = ChardevStdio::default();
+                let branch = ChardevBackendBranch::Stdio(ChardevStdioWrapper { data });
+                return ChardevBackend { branch };
+            }
+            Self::Server { address, .. } => (address.into(), true),
+            Self::Client(endpoint) => (endpoint.into(), false),
+            Self::Connected(str) => {
+                let branch = SocketAddressBranch::Fd(FdSocketAddress { str });
+                (SocketAddress { branch }.into(), false)
+            }
+        };
+        let data = ChardevSocket {
+            logfile: None,
+            logappend: None,
+            addr,
+            tls_creds: None,
+            tls_authz: None,
+            server: Some(server),
+            wait: server.then_some(false),
+            nodelay: None,
+            telnet: None,
+            tn3270: None,
+            websocket: None,
+            reconnect: None,
+            reconnect_ms: None,
+        };
+        let branch = ChardevBackendBranch::Socket(Box::new(ChardevSocketWrapper { data }));
+        ChardevBackend { branch }
+    }
+}
+
+impl From<Endpoint> for SocketAddressLegacy {
+    fn from(endpoint: Endpoint) -> Self {
+        let flat = match endpoint {
+            Endpoint::Unix { path } => SocketAddress::unix(path.display().to_string()),
+            Endpoint::Inet { host, port } => SocketAddress {
+                branch: SocketAddressBranch::Inet(plain_inet(host, port)),
+            },
+        };
+        flat.into()
+    }
 }
 
 fn unix(opts: &mut QemuOpts, path: String) -> Result<SocketAddressBranch, Error> {
@@ -168,18 +282,27 @@ fn inet(opts: &mut QemuOpts, host: Option<String>) -> Result<SocketAddressBranch
         None => None,
     };
     Ok(SocketAddressBranch::Inet(InetSocketAddress {
-        host: host.unwrap_or_default(),
-        port,
-        numeric: None,
         to,
         ipv4: opts.take_bool("ipv4")?,
         ipv6: opts.take_bool("ipv6")?,
+        ..plain_inet(host.unwrap_or_default(), port)
+    }))
+}
+
+fn plain_inet(host: String, port: String) -> InetSocketAddress {
+    InetSocketAddress {
+        host,
+        port,
+        numeric: None,
+        to: None,
+        ipv4: None,
+        ipv6: None,
         keep_alive: None,
         keep_alive_count: None,
         keep_alive_idle: None,
         keep_alive_interval: None,
         mptcp: None,
-    }))
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Creating images (`blockdev-create`).
 
+use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use outport_block::format::FormatFactory;
 use outport_qmp::Error;
@@ -8,12 +10,13 @@ use outport_qmp::de::Mode;
 use outport_qmp::types::Empty;
 use outport_qmp::types::block_core::BlockdevRef;
 use outport_qmp::types::block_create::{BlockdevCreate, BlockdevCreateBranch};
+use outport_qmp::types::job::JobType;
 use serde_json::{Map, Value};
-use std::sync::Arc;
 
 use crate::blockdev;
 use crate::daemon::Daemon;
 use crate::graph::{Claim, EdgeId, Permissions, Use, User};
+use crate::jobs::{Handle, JobOptions};
 
 /// Whoever makes an image has its file alone.
 const ALONE: Use = Use::Direct(Claim {
@@ -28,7 +31,7 @@ pub(super) fn create(daemon: &Rc<Daemon>, arguments: BlockdevCreate) -> Result<E
     let BlockdevCreate { job_id, options } = arguments;
     match options.branch {
         BlockdevCreateBranch::File(file) => {
-            daemon.jobs.start(daemon, job_id, async move {
+            start(daemon, job_id, |_| async move {
                 let made = tokio::task::spawn_blocking(move || blockdev::create_file(&file)).await;
                 made.unwrap_or_else(|error| Err(Error::generic(error.to_string())))
             })?;
@@ -38,15 +41,17 @@ pub(super) fn create(daemon: &Rc<Daemon>, arguments: BlockdevCreate) -> Result<E
                 Ok(Value::Object(members)) => members,
                 _ => Map::default(),
             };
-            let work = image(daemon.clone(), "qcow2".into(), members);
-            daemon.jobs.start(daemon, job_id, work)?;
+            let daemon_too = daemon.clone();
+            let make = |handle| image(daemon_too, "qcow2".into(), members, handle);
+            start(daemon, job_id, make)?;
         }
         BlockdevCreateBranch::Plugin(plugin) => {
             if !daemon.plugins.has_format(&plugin.driver)? {
                 return Err(Error::bad_enum("driver", &plugin.driver));
             }
-            let work = image(daemon.clone(), plugin.driver, plugin.options);
-            daemon.jobs.start(daemon, job_id, work)?;
+            let daemon_too = daemon.clone();
+            let make = |handle| image(daemon_too, plugin.driver, plugin.options, handle);
+            start(daemon, job_id, make)?;
         }
         BlockdevCreateBranch::HostDevice(_)
         | BlockdevCreateBranch::Blkdebug(_)
@@ -63,12 +68,36 @@ pub(super) fn create(daemon: &Rc<Daemon>, arguments: BlockdevCreate) -> Result<E
     Ok(Empty {})
 }
 
+/// Starts a job that creates something: one step, and it stays until it is dismissed.
+fn start<F>(
+    daemon: &Rc<Daemon>,
+    id: String,
+    make: impl FnOnce(Handle) -> F + 'static,
+) -> Result<(), Error>
+where
+    F: Future<Output = Result<(), Error>> + 'static,
+{
+    let options = JobOptions {
+        id,
+        kind: JobType::Create,
+        auto_finalize: true,
+        auto_dismiss: false,
+    };
+    daemon.jobs.start(daemon, options, |handle| async move {
+        handle.set_progress(0, 1);
+        let made = make(handle.clone()).await;
+        handle.set_progress(1, 1);
+        made
+    })
+}
+
 /// Makes an image of a plugin's format. Members that name nodes are the host's affair, the rest is
 /// the plugin's.
 async fn image(
     daemon: Rc<Daemon>,
     driver: String,
     mut options: Map<String, Value>,
+    handle: Handle,
 ) -> Result<(), Error> {
     let child = |options: &Map<String, Value>, name| {
         outport_qmp::de::from_member::<BlockdevRef>(options, name, Mode::Typed)
@@ -99,8 +128,9 @@ async fn image(
     let options = Value::Object(options).to_string();
     let factory: Arc<dyn FormatFactory> = factory;
     let iothread = daemon.default_iothread()?;
+    let cancelled = handle.cancelled();
     let made = iothread.run(move || async move {
-        outport_block::image::create(&factory, &options, primary, storage).await
+        outport_block::image::create(&factory, &options, primary, storage, &cancelled).await
     });
     match made.await {
         Some(Ok(())) => Ok(()),

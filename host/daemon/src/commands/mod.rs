@@ -7,11 +7,14 @@ mod block_core;
 mod block_create;
 mod block_debug;
 pub(crate) mod block_export;
+mod char;
 mod control;
 mod fdset;
 mod plugin;
 mod qom;
+mod qom_types;
 mod stats;
+mod transaction;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -28,15 +31,21 @@ use outport_qmp::types::block_export::{
     BlockExportDel, BlockExportInfo, BlockExportOptions, BlockExportStats, NbdServerAdd,
     NbdServerInfo, NbdServerRemove, NbdServerStart, NbdServerStop,
 };
+use outport_qmp::types::block_graph::XDbgBlockGraph;
 use outport_qmp::types::block_info::{BlockDeviceInfo, BlockInfo};
 use outport_qmp::types::block_stats::{BlockStats, QueryBlockstats};
+use outport_qmp::types::char::{
+    ChardevAdd, ChardevBackendInfo, ChardevInfo, ChardevRemove, ChardevReturn,
+};
 use outport_qmp::types::control::{CommandInfo, QmpCapabilities, VersionInfo};
 use outport_qmp::types::fdset::{AddFd, AddfdInfo, Closefd, FdsetInfo, Getfd, RemoveFd};
 use outport_qmp::types::introspect::SchemaInfo;
-use outport_qmp::types::job::{JobDismiss, JobInfo};
+use outport_qmp::types::job::{BlockJobInfo, JobId, JobInfo};
 use outport_qmp::types::plugin::PluginInfo;
-use outport_qmp::types::qom::{ObjectDel, ObjectOptions, ObjectPropertyInfo, QomList};
+use outport_qmp::types::qom::*;
+use outport_qmp::types::transaction::Transaction;
 use outport_qmp::{Error, Handler};
+use serde_json::Value;
 
 use crate::daemon::Daemon;
 use crate::descriptors::Arrived;
@@ -45,24 +54,31 @@ pub(crate) use control::version;
 /// Carries commands out.
 pub(crate) struct Control {
     pub(crate) daemon: Rc<Daemon>,
-    /// What came with the command that is being started, if its monitor can bring descriptors.
+    /// Id of the monitor whose command this is.
+    monitor: Option<Rc<str>>,
+    /// What came with the command, if its monitor can bring descriptors.
     arrived: RefCell<Arrived>,
-    quit: Cell<bool>,
+    quit: Rc<Cell<bool>>,
 }
 
 impl Control {
     pub(crate) fn new(daemon: Rc<Daemon>) -> Self {
         Self {
             daemon,
+            monitor: None,
             arrived: RefCell::default(),
-            quit: Cell::new(false),
+            quit: Rc::default(),
         }
     }
 
-    /// The next command is of the monitor where these descriptors arrive. Commands that want one
-    /// take it before they wait for anything.
-    pub(crate) fn arrive(&self, arrived: Arrived) {
-        *self.arrived.borrow_mut() = arrived;
+    /// The same for one command of a monitor.
+    pub(crate) fn for_command(&self, monitor: Rc<str>, arrived: Arrived) -> Self {
+        Self {
+            daemon: self.daemon.clone(),
+            monitor: Some(monitor),
+            arrived: RefCell::new(arrived),
+            quit: self.quit.clone(),
+        }
     }
 
     /// The oldest descriptor that came over the monitor.
@@ -118,6 +134,9 @@ impl Handler for Control {
         arguments: QueryNamedBlockNodes,
     ) -> Outcome<Vec<BlockDeviceInfo>> {
         Ok(block_core::query_nodes(&self.daemon, &arguments))
+    }
+    async fn x_debug_query_block_graph(&self, _: Empty) -> Outcome<XDbgBlockGraph> {
+        Ok(self.daemon.graph.borrow().dump())
     }
     async fn query_block(&self, _: QueryBlock) -> Outcome<Vec<BlockInfo>> {
         Ok(Vec::new())
@@ -189,22 +208,81 @@ impl Handler for Control {
             .map(|()| Empty {})
     }
     async fn object_del(&self, arguments: ObjectDel) -> Outcome<Empty> {
-        crate::objects::delete(&self.daemon, &arguments.id).map(|()| Empty {})
+        let by = self.monitor.as_deref();
+        crate::objects::delete(&self.daemon, &arguments.id, by).map(|()| Empty {})
     }
     async fn qom_list(&self, arguments: QomList) -> Outcome<Vec<ObjectPropertyInfo>> {
         qom::list(&self.daemon, &arguments.path)
+    }
+    async fn qom_get(&self, arguments: QomGet) -> Outcome<Value> {
+        qom::get(&self.daemon, &arguments)
+    }
+    async fn qom_set(&self, arguments: QomSet) -> Outcome<Empty> {
+        qom::set(&self.daemon, arguments).await
+    }
+    async fn qom_list_get(&self, arguments: QomListGet) -> Outcome<Vec<ObjectPropertiesValues>> {
+        qom::list_get(&self.daemon, &arguments)
+    }
+    async fn qom_list_types(&self, arguments: QomListTypes) -> Outcome<Vec<ObjectTypeInfo>> {
+        Ok(qom_types::list(&arguments))
+    }
+    async fn qom_list_properties(
+        &self,
+        arguments: QomListProperties,
+    ) -> Outcome<Vec<ObjectPropertyInfo>> {
+        qom_types::properties(&arguments.typename)
+    }
+    async fn query_iothreads(&self, _: Empty) -> Outcome<Vec<IOThreadInfo>> {
+        Ok(qom::iothreads(&self.daemon))
+    }
+    async fn x_authz_check(&self, arguments: AuthzCheck) -> Outcome<AuthzDecision> {
+        let AuthzCheck { id, identity } = arguments;
+        let allowed = self.daemon.objects.borrow().authorize(&id, &identity)?;
+        Ok(AuthzDecision { allowed })
     }
     async fn query_plugins(&self, _: Empty) -> Outcome<Vec<PluginInfo>> {
         plugin::query(&self.daemon)
     }
 
+    async fn chardev_add(&self, arguments: ChardevAdd) -> Outcome<ChardevReturn> {
+        char::add(&self.daemon, arguments).await
+    }
+    async fn chardev_remove(&self, arguments: ChardevRemove) -> Outcome<Empty> {
+        char::remove(&self.daemon, &arguments)
+    }
+    async fn query_chardev(&self, _: Empty) -> Outcome<Vec<ChardevInfo>> {
+        Ok(self.daemon.chardevs.borrow().query())
+    }
+    async fn query_chardev_backends(&self, _: Empty) -> Outcome<Vec<ChardevBackendInfo>> {
+        Ok(char::backends())
+    }
+
     async fn query_jobs(&self, _: Empty) -> Outcome<Vec<JobInfo>> {
         Ok(self.daemon.jobs.query())
     }
-    async fn job_dismiss(&self, arguments: JobDismiss) -> Outcome<Empty> {
-        self.daemon
-            .jobs
-            .dismiss(&self.daemon, &arguments.id)
-            .map(|()| Empty {})
+    async fn query_block_jobs(&self, _: Empty) -> Outcome<Vec<BlockJobInfo>> {
+        Ok(Vec::new())
+    }
+    async fn job_cancel(&self, job: JobId) -> Outcome<Empty> {
+        self.daemon.jobs.cancel(&job.id).map(|()| Empty {})
+    }
+    async fn job_pause(&self, job: JobId) -> Outcome<Empty> {
+        self.daemon.jobs.pause(&job.id).map(|()| Empty {})
+    }
+    async fn job_resume(&self, job: JobId) -> Outcome<Empty> {
+        self.daemon.jobs.resume(&job.id).map(|()| Empty {})
+    }
+    async fn job_complete(&self, job: JobId) -> Outcome<Empty> {
+        self.daemon.jobs.complete(&job.id).map(|()| Empty {})
+    }
+    async fn job_finalize(&self, job: JobId) -> Outcome<Empty> {
+        self.daemon.jobs.finalize(&job.id).map(|()| Empty {})
+    }
+    async fn job_dismiss(&self, job: JobId) -> Outcome<Empty> {
+        let dismissed = self.daemon.jobs.dismiss(&self.daemon, &job.id);
+        dismissed.map(|()| Empty {})
+    }
+    async fn transaction(&self, arguments: Transaction) -> Outcome<Empty> {
+        transaction::run(&self.daemon, arguments)
     }
 }

@@ -12,6 +12,7 @@ use outport_block::filter::ThrottleGroup;
 use outport_qmp::Error;
 use outport_qmp::error::is_identifier;
 
+mod dump;
 mod permissions;
 mod reopen;
 

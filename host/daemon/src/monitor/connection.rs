@@ -112,6 +112,7 @@ async fn handle(
             let job = Job {
                 request,
                 arrived: arrived.clone(),
+                monitor: monitor.id.clone(),
                 output: output.clone(),
                 done,
             };

@@ -22,6 +22,8 @@ pub(crate) struct Job {
     pub(crate) request: Request,
     /// Descriptors that came over its monitor.
     pub(crate) arrived: Arrived,
+    /// Id of the monitor that asks.
+    pub(crate) monitor: Rc<str>,
     /// Where its answer goes.
     pub(crate) output: Rc<Output>,
     /// Told when the answer was queued; dropped if there will be none.
@@ -35,11 +37,10 @@ pub(crate) struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// The dispatcher, and where monitors queue their commands.
-    pub(crate) fn new(control: Rc<Control>) -> (Self, mpsc::UnboundedSender<Job>) {
-        // Unbounded, but it never holds more than one command of each monitor.
-        let (sender, jobs) = mpsc::unbounded_channel();
-        (Self { control, jobs }, sender)
+    /// The dispatcher of the commands that come through `jobs`. The queue is unbounded, but it never
+    /// holds more than one command of each monitor.
+    pub(crate) fn new(control: Rc<Control>, jobs: mpsc::UnboundedReceiver<Job>) -> Self {
+        Self { control, jobs }
     }
 
     /// Runs commands until one of them was `quit`, whose answer is queued then.
@@ -69,11 +70,9 @@ async fn execute(control: &Control, job: Job) {
     } = job.request;
     let outcome = match Command::from_request(&name, &arguments) {
         Ok(command) => {
-            control.arrive(job.arrived);
-            let outcome = command.run(control).await;
-            // What nobody took goes with the client, not with the next command.
-            control.arrive(Arrived::default());
-            outcome
+            // What nobody takes of the descriptors goes with the client, not with the next command.
+            let control = control.for_command(job.monitor, job.arrived);
+            command.run(&control).await
         }
         Err(error) => Err(error),
     };

@@ -57,6 +57,41 @@ pub(crate) fn limits(properties: &ThrottleGroupProperties) -> Result<Limits, Err
     })
 }
 
+/// Units and kinds of request that have limits, as the members of `limits` are named.
+const MEMBERS: [&str; 19] = [
+    "bps-read",
+    "bps-read-max",
+    "bps-read-max-length",
+    "bps-total",
+    "bps-total-max",
+    "bps-total-max-length",
+    "bps-write",
+    "bps-write-max",
+    "bps-write-max-length",
+    "iops-read",
+    "iops-read-max",
+    "iops-read-max-length",
+    "iops-size",
+    "iops-total",
+    "iops-total-max",
+    "iops-total-max-length",
+    "iops-write",
+    "iops-write-max",
+    "iops-write-max-length",
+];
+
+/// The value of a property: all limits, or a single one (`x-...`).
+pub(super) fn told(members: Map<String, Value>, name: &str) -> Value {
+    let values = Values(members);
+    match name.strip_prefix("x-") {
+        Some(single) => values.get(single).into(),
+        None => {
+            let limits = MEMBERS.map(|member| (member.to_owned(), values.get(member).into()));
+            Value::Object(limits.into_iter().collect())
+        }
+    }
+}
+
 /// The properties by name.
 struct Values(Map<String, Value>);
 

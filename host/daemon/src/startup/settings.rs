@@ -2,46 +2,23 @@
 
 use std::rc::Rc;
 
-use outport_export::nbd::Listener;
 use outport_qmp::Error;
 use outport_qmp::de;
 use outport_qmp::keyval;
 use outport_qmp::qemu_opts::QemuOpts;
 use outport_qmp::types::block_core::BlockdevOptions;
 use outport_qmp::types::block_export::{BlockExportOptions, NbdServerOptions};
-use outport_qmp::types::qom::ObjectOptions;
-use tokio::sync::mpsc;
+use outport_qmp::types::qom::{MonitorQmpProperties, ObjectBranch, ObjectOptions};
 
 use crate::args::{Action, Setting, complaint};
-use crate::chardev::{self, Backend, Client, Source};
+use crate::blockdev;
+use crate::chardev::{self, Backend};
 use crate::commands::block_export;
 use crate::daemon::Daemon;
-use crate::monitor::{Job, Monitor};
-use crate::{addresses, blockdev, objects};
-
-/// Object types, for `--object help`.
-const OBJECTS: &str = "List of user creatable objects:\n  iothread\n  wasm-plugin\n";
-
-/// Properties, for `--object TYPE,help`.
-const IOTHREAD: &str = "iothread options:
-  aio-max-batch=<int>
-  poll-grow=<int>
-  poll-max-ns=<int>
-  poll-shrink=<int>
-  poll-weight=<int>
-  thread-pool-max=<int>
-  thread-pool-min=<int>
-";
-const WASM_PLUGIN: &str = "wasm-plugin options:
-  allow-unpinned=<bool>
-  call-time-max-ms=<int>
-  filename=<string>
-  memory-max=<size>
-  sha256=<string>
-";
+use crate::objects::{self, Property};
 
 /// Chardev backends, for `--chardev help`.
-const CHARDEVS: &str = "Available chardev backend types: \n  stdio\n  socket\n";
+const CHARDEVS: &str = "Available chardev backend types: \n  null\n  socket\n  stdio\n";
 
 /// How an option ended.
 pub(super) enum Applied {
@@ -54,29 +31,16 @@ pub(super) enum Applied {
 pub(super) struct Settings {
     daemon: Rc<Daemon>,
     daemonize: bool,
-    jobs: mpsc::UnboundedSender<Job>,
-    /// Answered only when all options were carried out.
-    monitors: Vec<(Monitor, Source)>,
+    /// Monitors made so far.
+    monitors: usize,
 }
 
 impl Settings {
-    pub(super) fn new(
-        daemon: Rc<Daemon>,
-        daemonize: bool,
-        jobs: mpsc::UnboundedSender<Job>,
-    ) -> Self {
+    pub(super) fn new(daemon: Rc<Daemon>, daemonize: bool) -> Self {
         Self {
             daemon,
             daemonize,
-            jobs,
-            monitors: Vec::new(),
-        }
-    }
-
-    /// From now on monitors are answered.
-    pub(super) fn start_monitors(self) {
-        for (monitor, source) in self.monitors {
-            tokio::task::spawn_local(monitor.run(source));
+            monitors: 0,
         }
     }
 
@@ -88,7 +52,7 @@ impl Settings {
             Action::Blockdev | Action::Export | Action::NbdServer if asks => {
                 return Err("Help is not available for this option".into());
             }
-            Action::Object if asks => return Ok(Applied::Print(OBJECTS.into())),
+            Action::Object if asks => return Ok(Applied::Print(object_types())),
             Action::Chardev if asks => return Ok(Applied::Print(CHARDEVS.into())),
             Action::Trace if asks => return Ok(Applied::Print(String::new())),
             Action::Blockdev => self.blockdev(value).await.map_err(sentence)?,
@@ -96,7 +60,7 @@ impl Settings {
             Action::NbdServer => self.nbd_server(value).map_err(sentence)?,
             Action::Object => return self.object(value).await.map_err(sentence),
             Action::Chardev => self.chardev(setting).await?,
-            Action::Monitor => self.monitor(value).map_err(sentence)?,
+            Action::Monitor => self.monitor(value).await.map_err(sentence)?,
             Action::AllowPaths => self.daemon.policy.borrow_mut().allow(value)?,
             Action::Trace => {}
             Action::Positional => return Err("Unexpected argument".into()),
@@ -121,15 +85,8 @@ impl Settings {
     }
 
     async fn object(&self, text: &str) -> Result<Applied, Error> {
-        match text
-            .strip_suffix(",help")
-            .or_else(|| text.strip_suffix(",?"))
-        {
-            Some("iothread" | "qom-type=iothread") => return Ok(Applied::Print(IOTHREAD.into())),
-            Some("wasm-plugin" | "qom-type=wasm-plugin") => {
-                return Ok(Applied::Print(WASM_PLUGIN.into()));
-            }
-            _ => {}
+        if let Some(help) = object_help(text) {
+            return Ok(Applied::Print(help));
         }
         let options: ObjectOptions = keyval::read(text, Some("qom-type"))?;
         objects::add(&self.daemon, options).await?;
@@ -144,46 +101,17 @@ impl Settings {
                 complaint(Some(&setting.typed), &format!("warning: {warning}"))
             );
         }
-        self.daemon.chardevs.borrow().check_id(&parsed.id)?;
-        let source = match parsed.backend {
-            Backend::Stdio if self.daemonize => {
-                return Err("cannot use stdio with -daemonize".into());
-            }
-            Backend::Stdio => {
-                self.daemon.chardevs.borrow_mut().take_stdio()?;
-                Source::Once(Some(Client::stdio()))
-            }
-            Backend::Client(endpoint) => Source::Once(Some(chardev::connect(&endpoint).await?)),
-            Backend::Connected(number) => {
-                let fd = self.daemon.take_socket(&number)?;
-                Source::Once(Some(chardev::adopt(fd)?))
-            }
-            Backend::Server { address, wait } => {
-                let shown = shown(&address);
-                let address = addresses::listen_on(address, &self.daemon)?;
-                let listener = Listener::bind(address)?;
-                let mut source = Source::Listener {
-                    listener,
-                    first: None,
-                };
-                if wait {
-                    let message = format!(
-                        "info: QEMU waiting for connection on: disconnected:{shown},server=on"
-                    );
-                    eprintln!("{}", complaint(Some(&setting.typed), &message));
-                    source
-                        .await_first()
-                        .await
-                        .map_err(|error| error.to_string())?;
-                }
-                source
-            }
-        };
-        self.daemon.chardevs.borrow_mut().add(parsed.id, source);
-        Ok(())
+        if self.daemon.chardevs.borrow().has(&parsed.id) {
+            return Err(format!("Duplicate ID '{}' for chardev", parsed.id));
+        }
+        if self.daemonize && matches!(parsed.backend, Backend::Stdio) {
+            return Err("cannot use stdio with -daemonize".into());
+        }
+        let announce = |message: String| eprintln!("{}", complaint(Some(&setting.typed), &message));
+        chardev::open(&self.daemon, parsed.id, parsed.backend, announce).await
     }
 
-    fn monitor(&mut self, text: &str) -> Result<(), Error> {
+    async fn monitor(&mut self, text: &str) -> Result<(), Error> {
         let mut opts = QemuOpts::parse(text, Some("chardev"))?;
         let chardev = opts.take("chardev");
         let pretty = opts.take_bool("pretty")?.unwrap_or(false);
@@ -195,37 +123,45 @@ impl Settings {
             None | Some("control" | "readline") => {}
             Some(other) => return Err(Error::bad_enum("mode", other)),
         }
-        let source = self
-            .daemon
-            .chardevs
-            .borrow_mut()
-            .take(&name)
-            .map_err(Error::generic)?;
+        let device = self.daemon.chardevs.borrow().find(&name)?;
         if mode.as_deref() == Some("readline") {
             return Err(Error::generic("Only QMP is supported"));
         }
-        let monitor = Monitor {
-            name,
-            pretty,
-            events: self.daemon.events.clone(),
-            jobs: self.jobs.clone(),
+        let properties = MonitorQmpProperties {
+            chardev: device.id().to_owned(),
+            pretty: Some(pretty),
+            close_action: None,
         };
-        self.monitors.push((monitor, source));
+        let options = ObjectOptions {
+            id: format!("compat_monitor{}", self.monitors),
+            branch: ObjectBranch::MonitorQmp(properties),
+        };
+        objects::add(&self.daemon, options).await?;
+        self.monitors += 1;
         Ok(())
     }
 }
 
-fn sentence(error: Error) -> String {
-    error.desc
+/// Object types, for `--object help`.
+fn object_types() -> String {
+    let types = Property::types().map(|name| format!("  {name}\n"));
+    format!(
+        "List of user creatable objects:\n{}",
+        types.collect::<String>()
+    )
 }
 
-/// An address as QEMU prints it for a character device.
-fn shown(address: &outport_qmp::types::sockets::SocketAddress) -> String {
-    use outport_qmp::types::sockets::SocketAddressBranch as Branch;
-    match &address.branch {
-        Branch::Unix(unix) => format!("unix:{}", unix.path),
-        Branch::Inet(inet) => format!("tcp:{}:{}", inet.host, inet.port),
-        Branch::Fd(fd) => format!("fd:{}", fd.str),
-        Branch::Vsock(vsock) => format!("vsock:{}:{}", vsock.cid, vsock.port),
-    }
+/// Properties, for `--object TYPE,help`.
+fn object_help(text: &str) -> Option<String> {
+    let name = text
+        .strip_suffix(",help")
+        .or_else(|| text.strip_suffix(",?"))?;
+    let name = name.strip_prefix("qom-type=").unwrap_or(name);
+    let properties = Property::of_type(name)?.iter();
+    let lines = properties.map(|it| format!("  {}=<{}>\n", it.name, it.r#type));
+    Some(format!("{name} options:\n{}", lines.collect::<String>()))
+}
+
+fn sentence(error: Error) -> String {
+    error.desc
 }

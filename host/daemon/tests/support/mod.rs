@@ -174,12 +174,23 @@ impl Daemon {
         Self::start_with(options, tempfile::tempdir().unwrap())
     }
 
+    /// The same for the oracle; `None`: it is not installed.
+    #[track_caller]
+    pub(crate) fn qsd(options: &[&str]) -> Option<Self> {
+        has(QSD).then(|| Self::run(QSD, options, tempfile::tempdir().unwrap()))
+    }
+
     #[track_caller]
     pub(crate) fn start_with(options: &[&str], folder: TempDir) -> Self {
+        Self::run(OUTPORTD, options, folder)
+    }
+
+    #[track_caller]
+    fn run(program: &str, options: &[&str], folder: TempDir) -> Self {
         let path = folder.path().to_str().unwrap().to_owned();
         let chardev = format!("socket,id=m,path={path}/qmp,server=on,wait=off");
         let stderr = std::fs::File::create(folder.path().join("stderr")).unwrap();
-        let child = Command::new(OUTPORTD)
+        let child = Command::new(program)
             .args(["--chardev", &chardev, "--monitor", "m"])
             .args(options.iter().map(|option| option.replace("{}", &path)))
             .env("OUTPORTD_CACHE_DIR", "")
@@ -243,6 +254,48 @@ impl Drop for Daemon {
             eprintln!("--- the daemon said:\n{}", self.log());
         }
     }
+}
+
+/// Sends the same commands to outportd and to the oracle and compares what is answered: all of an
+/// error, and all of a result. `$D` in arguments is the folder of whoever is asked.
+#[track_caller]
+pub(crate) fn compare(options: &[&str], commands: &[(&str, Value)]) {
+    let ours = Daemon::start(options);
+    let theirs = Daemon::qsd(options);
+    let mut our_monitor = ours.qmp();
+    let mut their_monitor = theirs.as_ref().map(Daemon::qmp);
+    for (command, arguments) in commands {
+        let at = |daemon: &Daemon| {
+            let folder = daemon
+                .path("")
+                .to_str()
+                .unwrap()
+                .trim_end_matches('/')
+                .to_owned();
+            let text = arguments.to_string().replace("$D", &folder);
+            (serde_json::from_str::<Value>(&text).unwrap(), folder)
+        };
+        let (wanted, folder) = at(&ours);
+        let our_answer = our_monitor.execute(command, wanted);
+        let (Some(daemon), Some(monitor)) = (&theirs, &mut their_monitor) else {
+            continue;
+        };
+        let (wanted, their_folder) = at(daemon);
+        let their_answer = monitor.execute(command, wanted);
+        let same = our_answer.to_string().replace(&folder, "$D");
+        let same = serde_json::from_str::<Value>(&same).unwrap();
+        let their_answer = their_answer.to_string().replace(&their_folder, "$D");
+        let their_answer = serde_json::from_str::<Value>(&their_answer).unwrap();
+        assert_eq!(sorted(same), sorted(their_answer), "{command} {arguments}");
+    }
+}
+
+/// Lists whose order is QEMU's hash order are compared as sets.
+fn sorted(mut answer: Value) -> Value {
+    if let Some(list) = answer.get_mut("return").and_then(Value::as_array_mut) {
+        list.sort_by_key(ToString::to_string);
+    }
+    answer
 }
 
 /// A file of `len` bytes.

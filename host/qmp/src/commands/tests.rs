@@ -67,7 +67,7 @@ fn members_are_qemus() {
         ),
         (
             "nbd-server-start",
-            "handshake-max-seconds? tls-creds? tls-authz? max-connections? addr id?",
+            "handshake-max-seconds? tls-creds? tls-authz? max-connections? addr",
         ),
         (
             "nbd-server-add",
@@ -189,76 +189,19 @@ fn requests_survive_the_round_trip() {
     );
 }
 
-/// Only here to show that a handler is a list of methods and that results are typed.
-struct Refuses;
-
-macro_rules! refuse {
-    ($($method:ident($Arguments:ty) -> $Return:ty;)*) => {
-        $(async fn $method(&self, _: $Arguments) -> Result<$Return, Error> {
-            Err(Error::no_such_job())
-        })*
-    };
-}
-
-impl Handler for Refuses {
-    async fn query_commands(&self, _: Empty) -> Result<Vec<CommandInfo>, Error> {
-        Ok(command_list())
-    }
-
-    refuse! {
-        qmp_capabilities(QmpCapabilities) -> Empty;
-        query_version(Empty) -> VersionInfo;
-        query_qmp_schema(Empty) -> Vec<SchemaInfo>;
-        quit(Empty) -> Empty;
-        blockdev_add(BlockdevOptions) -> Empty;
-        blockdev_reopen(BlockdevReopen) -> Empty;
-        blockdev_del(BlockdevDel) -> Empty;
-        blockdev_create(BlockdevCreate) -> Empty;
-        block_resize(BlockResize) -> Empty;
-        query_named_block_nodes(QueryNamedBlockNodes) -> Vec<BlockDeviceInfo>;
-        query_block(QueryBlock) -> Vec<BlockInfo>;
-        x_blkdebug_break(BlkdebugBreak) -> Empty;
-        x_blkdebug_remove_break(BlkdebugRemoveBreak) -> Empty;
-        x_blkdebug_resume(BlkdebugResume) -> Empty;
-        x_query_blkdebug(QueryBlkdebug) -> BlkdebugInfo;
-        nbd_server_start(NbdServerStart) -> Empty;
-        nbd_server_stop(NbdServerStop) -> Empty;
-        query_nbd_servers(Empty) -> Vec<NbdServerInfo>;
-        nbd_server_add(NbdServerAdd) -> Empty;
-        nbd_server_remove(NbdServerRemove) -> Empty;
-        block_export_add(BlockExportOptions) -> Empty;
-        block_export_del(BlockExportDel) -> Empty;
-        query_block_exports(Empty) -> Vec<BlockExportInfo>;
-        query_export_stats(Empty) -> Vec<BlockExportStats>;
-        query_blockstats(QueryBlockstats) -> Vec<BlockStats>;
-        getfd(Getfd) -> Empty;
-        closefd(Closefd) -> Empty;
-        add_fd(AddFd) -> AddfdInfo;
-        remove_fd(RemoveFd) -> Empty;
-        query_fdsets(Empty) -> Vec<FdsetInfo>;
-        object_add(ObjectOptions) -> Empty;
-        object_del(ObjectDel) -> Empty;
-        qom_list(QomList) -> Vec<ObjectPropertyInfo>;
-        query_plugins(Empty) -> Vec<PluginInfo>;
-        query_jobs(Empty) -> Vec<JobInfo>;
-        job_dismiss(JobDismiss) -> Empty;
-    }
-}
-
 #[test]
 fn handlers_answer_with_json() {
     let run = |name: &str, arguments: Value| {
         let command = Command::from_request(name, arguments.as_object().unwrap()).unwrap();
         let mut context = Context::from_waker(Waker::noop());
-        match pin!(command.run(&Refuses)).poll(&mut context) {
+        match pin!(command.run(&Lists)).poll(&mut context) {
             Poll::Ready(outcome) => outcome,
             Poll::Pending => panic!("nothing here waits"),
         }
     };
-    assert_eq!(
-        run("query-commands", json!({})).unwrap()[1],
-        json!({"name": "query-version"})
-    );
+    let list = to_value(&command_list());
+    assert_eq!(run("query-commands", json!({})), Ok(list.clone()));
+    assert_eq!(list[1], json!({"name": "query-version"}));
     assert_eq!(
         run("job-dismiss", json!({"id": "j"})),
         Err(Error::no_such_job())

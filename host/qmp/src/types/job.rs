@@ -49,9 +49,37 @@ qapi! {
         error: Option<String>,
     }
 
-    /// Arguments of `job-dismiss`.
-    struct JobDismiss {
+    /// Arguments of the commands that ask something of a job.
+    struct JobId {
         /// Id of the job.
         id: String,
+    }
+
+    /// An element of `query-block-jobs`, which tells of jobs on guest devices.
+    struct BlockJobInfo {
+        /// Its kind.
+        r#type: JobType = "type",
+        /// The device, or the job's id.
+        device: String,
+        /// All work.
+        len: i64,
+        /// Work done.
+        offset: i64,
+        /// Whether it is at work.
+        busy: bool,
+        /// Whether it is paused.
+        paused: bool,
+        /// Bytes a second at most; 0: no limit.
+        speed: i64,
+        /// Whether `job-complete` makes it complete.
+        ready: bool,
+        /// Its state.
+        status: JobStatus,
+        /// It does not wait for `job-finalize`.
+        auto_finalize: bool = "auto-finalize",
+        /// It does not wait for `job-dismiss`.
+        auto_dismiss: bool = "auto-dismiss",
+        /// Why it failed.
+        error: Option<String>,
     }
 }

@@ -11,8 +11,10 @@ pub mod block_create;
 pub mod block_debug;
 pub mod block_export;
 pub mod block_filter;
+pub mod block_graph;
 pub mod block_info;
 pub mod block_stats;
+pub mod char;
 pub mod control;
 pub mod fdset;
 pub mod introspect;
@@ -21,6 +23,7 @@ pub mod plugin;
 pub mod qcow2;
 pub mod qom;
 pub mod sockets;
+pub mod transaction;
 
 /// The name under which [`Size`] asks the deserializer for suffixes.
 pub(crate) const SIZE: &str = "Size";

@@ -6,10 +6,22 @@ use super::plugin::WasmPluginProperties;
 qapi! {
     /// Types of object that can be added.
     enum ObjectType {
+        /// Who may: a list of rules.
+        AuthzList = "authz-list",
+        /// Who may: a list of rules in a file, as QOM spells the type.
+        AuthzListFile = "authz-list-file",
+        /// The same, as QAPI spells it.
+        AuthzListfile = "authz-listfile",
+        /// Who may: one identity.
+        AuthzSimple = "authz-simple",
         /// A thread that serves requests.
         Iothread = "iothread",
         /// Limits that nodes share.
         ThrottleGroup = "throttle-group",
+        /// A QMP monitor on a character device (since 11.1).
+        MonitorQmp = "monitor-qmp",
+        /// A password or a key.
+        Secret = "secret",
         /// A sandboxed component (ours).
         WasmPlugin = "wasm-plugin",
     }
@@ -33,16 +45,118 @@ qapi! {
         poll_weight: Option<i64> = "poll-weight",
     }
 
+    /// How a secret is spelled.
+    enum QCryptoSecretFormat {
+        /// As it is.
+        Raw = "raw",
+        /// In base64.
+        Base64 = "base64",
+    }
+
+    /// The properties of a secret: either `data` or `file`.
+    #[derive(Default)]
+    struct SecretProperties {
+        /// How it is spelled; `raw` if absent.
+        format: Option<QCryptoSecretFormat>,
+        /// Secret with the AES-256 key that this one is encrypted with.
+        keyid: Option<String>,
+        /// Base64 of the 16 bytes that the encryption started with.
+        iv: Option<String>,
+        /// The secret itself.
+        data: Option<String>,
+        /// Path of a file that holds it.
+        file: Option<String>,
+    }
+
+    /// What a rule or a list says.
+    enum QAuthZListPolicy {
+        /// No.
+        Deny = "deny",
+        /// Yes.
+        Allow = "allow",
+    }
+
+    /// How a rule compares.
+    enum QAuthZListFormat {
+        /// Byte by byte.
+        Exact = "exact",
+        /// With `*` and `?`.
+        Glob = "glob",
+    }
+
+    /// A rule of a list.
+    struct QAuthZListRule {
+        /// Identity, or pattern of identities.
+        r#match: String = "match",
+        /// What it says.
+        policy: QAuthZListPolicy,
+        /// How it compares; `exact` if absent.
+        format: Option<QAuthZListFormat>,
+    }
+
+    /// The properties of a list of rules: the first that matches decides.
+    #[derive(Default)]
+    struct AuthZListProperties {
+        /// What it says if no rule matches; `deny` if absent.
+        policy: Option<QAuthZListPolicy>,
+        /// The rules.
+        rules: Option<Vec<QAuthZListRule>>,
+    }
+
+    /// The properties of a list of rules in a file.
+    struct AuthZListFileProperties {
+        /// Path of a JSON file with the properties of a list.
+        filename: String,
+        /// Read it again when it changes; yes if absent.
+        refresh: Option<bool>,
+    }
+
+    /// The properties of a list of one.
+    struct AuthZSimpleProperties {
+        /// Who may.
+        identity: String,
+    }
+
+    /// What happens to a monitor when its client leaves.
+    enum MonitorCloseAction {
+        /// It waits for the next one.
+        None = "none",
+        /// It is deleted, and its character device.
+        Delete = "delete",
+    }
+
+    /// The properties of a monitor.
+    struct MonitorQmpProperties {
+        /// Its character device.
+        chardev: String,
+        /// Answers are indented.
+        pretty: Option<bool>,
+        /// What happens when its client leaves; `none` if absent.
+        close_action: Option<MonitorCloseAction> = "close-action",
+    }
+
     /// An object to add: arguments of `object-add`.
     union ObjectOptions / #[doc = "Types of object, with their properties."] ObjectBranch
         on "qom-type": ObjectType {
         /// Id of the object.
         id: String,
     } {
+        /// Who may: a list of rules.
+        AuthzList(AuthZListProperties) = "authz-list",
+        /// Who may: a list of rules in a file, as QOM spells the type.
+        AuthzListFile(AuthZListFileProperties) = "authz-list-file",
+        /// The same, as QAPI spells it.
+        AuthzListfile(AuthZListFileProperties) = "authz-listfile",
+        /// Who may: one identity.
+        AuthzSimple(AuthZSimpleProperties) = "authz-simple",
         /// A thread that serves requests.
         Iothread(IothreadProperties) = "iothread",
         /// Limits that nodes share.
         ThrottleGroup(Box<ThrottleGroupProperties>) = "throttle-group",
+        /// A QMP monitor on a character device.
+        MonitorQmp(MonitorQmpProperties) = "monitor-qmp",
+        /// A password or a key.
+        Secret(SecretProperties) = "secret",
         /// A sandboxed component (ours).
         WasmPlugin(WasmPluginProperties) = "wasm-plugin",
     }
@@ -57,6 +171,101 @@ qapi! {
     struct QomList {
         /// A path in the object tree, e.g. `/objects`.
         path: String,
+    }
+
+    /// Arguments of `qom-get`.
+    struct QomGet {
+        /// A path in the object tree, or the unique end of one.
+        path: String,
+        /// Name of the property.
+        property: String,
+    }
+
+    /// Arguments of `qom-set`.
+    struct QomSet {
+        /// A path in the object tree, or the unique end of one.
+        path: String,
+        /// Name of the property.
+        property: String,
+        /// Its new value.
+        value: serde_json::Value,
+    }
+
+    /// Arguments of `qom-list-get` (since 10.1).
+    struct QomListGet {
+        /// Paths in the object tree.
+        paths: Vec<String>,
+    }
+
+    /// An element of the properties that `qom-list-get` tells.
+    struct ObjectPropertyValue {
+        /// Name of the property.
+        name: String,
+        /// Its type.
+        r#type: String = "type",
+        /// Its value; absent if it cannot be read.
+        value: Option<serde_json::Value>,
+    }
+
+    /// An element of `qom-list-get`: one for each path.
+    struct ObjectPropertiesValues {
+        /// All properties.
+        properties: Vec<ObjectPropertyValue>,
+    }
+
+    /// Arguments of `qom-list-types`.
+    #[derive(Default)]
+    struct QomListTypes {
+        /// Only types that are this one, or made from it.
+        implements: Option<String>,
+        /// Also types that no object has.
+        r#abstract: Option<bool> = "abstract",
+    }
+
+    /// An element of `qom-list-types`.
+    struct ObjectTypeInfo {
+        /// Name of the type.
+        name: String,
+        /// No object has it.
+        r#abstract: Option<bool> = "abstract",
+        /// The type that it was made from.
+        parent: Option<String>,
+    }
+
+    /// Arguments of `qom-list-properties`.
+    struct QomListProperties {
+        /// Name of a type.
+        typename: String,
+    }
+
+    /// Arguments of `x-authz-check` (ours).
+    struct AuthzCheck {
+        /// Id of an authorization object.
+        id: String,
+        /// Who asks.
+        identity: String,
+    }
+
+    /// Result of `x-authz-check` (ours).
+    struct AuthzDecision {
+        /// Whether the identity may.
+        allowed: bool,
+    }
+
+    /// An element of `query-iothreads`, as the system emulator has it.
+    struct IOThreadInfo {
+        /// Id of the object.
+        id: String,
+        /// Its thread, as the system numbers it.
+        thread_id: i64 = "thread-id",
+        /// Longest spin before sleeping, in nanoseconds.
+        poll_max_ns: i64 = "poll-max-ns",
+        /// Factor by which the spin grows.
+        poll_grow: i64 = "poll-grow",
+        /// Divisor by which the spin shrinks.
+        poll_shrink: i64 = "poll-shrink",
+        /// Requests submitted at once at most.
+        aio_max_batch: i64 = "aio-max-batch",
     }
 
     /// An element of `qom-list`.

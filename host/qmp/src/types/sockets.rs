@@ -132,6 +132,20 @@ impl From<SocketAddressLegacy> for SocketAddress {
     }
 }
 
+impl From<SocketAddress> for SocketAddressLegacy {
+    fn from(flat: SocketAddress) -> Self {
+        use SocketAddressBranch as Flat;
+        use SocketAddressLegacyBranch as Legacy;
+        let branch = match flat.branch {
+            Flat::Inet(data) => Legacy::Inet(InetSocketAddressWrapper { data }),
+            Flat::Unix(data) => Legacy::Unix(UnixSocketAddressWrapper { data }),
+            Flat::Vsock(data) => Legacy::Vsock(VsockSocketAddressWrapper { data }),
+            Flat::Fd(data) => Legacy::Fd(FdSocketAddressWrapper { data }),
+        };
+        Self { branch }
+    }
+}
+
 impl SocketAddress {
     /// The address of a Unix socket file.
     pub fn unix(path: impl Into<String>) -> Self {
@@ -161,6 +175,9 @@ mod tests {
             flat,
             json!({"type": "unix", "path": "/s", "abstract": false})
         );
+        let back = SocketAddressLegacy::from(SocketAddress::unix("/s"));
+        let back = serde_json::to_value(back).unwrap();
+        assert_eq!(back, json!({"type": "unix", "data": {"path": "/s"}}));
         let made = serde_json::to_value(SocketAddress::unix("/s")).unwrap();
         assert_eq!(made, json!({"type": "unix", "path": "/s"}));
     }

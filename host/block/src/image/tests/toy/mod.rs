@@ -16,7 +16,7 @@ mod layout;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::super::files::EventSink;
 use super::super::open::{ChildSource, create};
@@ -129,9 +129,15 @@ impl Told {
 pub(super) async fn create_toy(file: &Arc<Node>, bits: u32, size: u64, capacity: u64) {
     let factory: Arc<dyn FormatFactory> = Arc::new(ToyFactory::default());
     let options = format!("{bits},{size},{capacity}");
-    create(&factory, &options, file.clone(), Vec::new())
-        .await
-        .unwrap();
+    create(
+        &factory,
+        &options,
+        file.clone(),
+        Vec::new(),
+        &AtomicBool::new(false),
+    )
+    .await
+    .unwrap();
 }
 
 /// A node over the image in `file`.

@@ -1,0 +1,124 @@
+//! Several changes that happen all or not at all (`transaction.json`).
+//!
+//! Actions are prepared in order. If one of them fails, those before it are taken back, the last
+//! first, and nothing has happened; otherwise all of them are committed. Nobody else runs in
+//! between: preparing does not wait.
+
+use outport_qmp::Error;
+use outport_qmp::types::Empty;
+use outport_qmp::types::transaction::{Transaction, TransactionAction, TransactionActionBranch};
+
+use crate::daemon::Daemon;
+
+/// One change on its way.
+trait Action {
+    /// Checks and reserves, so that `commit` cannot fail.
+    ///
+    /// # Errors
+    /// In QEMU's words; there is nothing to take back then.
+    fn prepare(&mut self, daemon: &Daemon) -> Result<(), Error>;
+
+    /// Makes the change, which was prepared.
+    fn commit(self: Box<Self>, daemon: &Daemon);
+
+    /// Takes back what was prepared.
+    fn abort(self: Box<Self>, daemon: &Daemon);
+}
+
+/// The action that fails.
+struct Abort;
+
+impl Action for Abort {
+    fn prepare(&mut self, _: &Daemon) -> Result<(), Error> {
+        Err(Error::generic("Transaction aborted using Abort action"))
+    }
+
+    fn commit(self: Box<Self>, _: &Daemon) {}
+
+    fn abort(self: Box<Self>, _: &Daemon) {}
+}
+
+fn action(action: TransactionAction) -> Box<dyn Action> {
+    match action.branch {
+        TransactionActionBranch::Abort(_) => Box::new(Abort),
+    }
+}
+
+/// `transaction`. The completion mode concerns jobs, which no action starts so far.
+pub(super) fn run(daemon: &Daemon, arguments: Transaction) -> Result<Empty, Error> {
+    all_or_nothing(daemon, arguments.actions.into_iter().map(action))?;
+    Ok(Empty {})
+}
+
+fn all_or_nothing(
+    daemon: &Daemon,
+    actions: impl Iterator<Item = Box<dyn Action>>,
+) -> Result<(), Error> {
+    let mut prepared: Vec<Box<dyn Action>> = Vec::new();
+    for mut action in actions {
+        if let Err(error) = action.prepare(daemon) {
+            while let Some(last) = prepared.pop() {
+                last.abort(daemon);
+            }
+            return Err(error);
+        }
+        prepared.push(action);
+    }
+    for action in prepared {
+        action.commit(daemon);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    struct Told(u32, Rc<RefCell<Vec<String>>>);
+
+    impl Told {
+        fn tell(&self, what: &str) {
+            self.1.borrow_mut().push(format!("{what} {}", self.0));
+        }
+    }
+
+    impl Action for Told {
+        fn prepare(&mut self, _: &Daemon) -> Result<(), Error> {
+            self.tell("prepare");
+            Ok(())
+        }
+        fn commit(self: Box<Self>, _: &Daemon) {
+            self.tell("commit");
+        }
+        fn abort(self: Box<Self>, _: &Daemon) {
+            self.tell("abort");
+        }
+    }
+
+    fn told(fails: bool) -> Vec<String> {
+        let (daemon, _events, _commands) = Daemon::new();
+        let log = Rc::new(RefCell::default());
+        let mut actions: Vec<Box<dyn Action>> = vec![
+            Box::new(Told(1, Rc::clone(&log))),
+            Box::new(Told(2, Rc::clone(&log))),
+        ];
+        if fails {
+            actions.push(Box::new(Abort));
+            actions.push(Box::new(Told(3, Rc::clone(&log))));
+        }
+        let done = all_or_nothing(&daemon, actions.into_iter());
+        assert_eq!(done.is_err(), fails);
+        log.take()
+    }
+
+    #[test]
+    fn actions_happen_all_or_not_at_all() {
+        let done = ["prepare 1", "prepare 2", "commit 1", "commit 2"];
+        assert_eq!(told(false), done);
+        let undone = ["prepare 1", "prepare 2", "abort 2", "abort 1"];
+        assert_eq!(told(true), undone);
+    }
+}
