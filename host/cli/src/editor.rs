@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::io::{IsTerminal, Write};
-use std::net::Shutdown;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -78,8 +77,7 @@ pub(crate) fn run(client: Client, schema: Schema, json: bool) -> Result<ExitCode
         }
         editor.save_history(file).ok();
     }
-    // The reading thread wakes up; the process would not wait for it anyway.
-    let _ = stream.shutdown(Shutdown::Both);
+    // The reading thread ends with the process.
     outcome
 }
 
@@ -107,10 +105,14 @@ fn edit(
             Ok(Some(request)) => {
                 let sent = stream.write_all(&wire::line(&request));
                 let Some(answer) = sent.ok().and_then(|()| answered.recv().ok()) else {
-                    print("The daemon closed the monitor.\n")?;
                     break;
                 };
                 session.show(answer)?;
+                if request["execute"] == "quit" {
+                    // Nothing is left to type to; last events are still shown.
+                    while answered.recv().is_ok() {}
+                    break;
+                }
             }
         }
     }
@@ -131,6 +133,7 @@ fn read(
             return;
         }
     }
+    show("The daemon closed the monitor.\n".to_owned());
 }
 
 /// Secrets stay out of the file: whoever types one does not expect to find it there.

@@ -13,27 +13,43 @@ use crate::output::{json_line, print, table};
 const HASH_CHARS: usize = 16;
 
 pub(crate) fn exports(list: &List) -> Result<ExitCode> {
-    let titles = ["ID", "TYPE", "NODE", "STATE"];
-    show(
-        list,
-        "query-block-exports",
-        &Map::new(),
-        &titles,
-        |export| {
-            let closing = export["shutting-down"] == true;
-            let state = if closing { "shutting down" } else { "active" };
-            vec![
-                text(&export["id"]),
-                text(&export["type"]),
-                text(&export["node-name"]),
-                state.into(),
-            ]
-        },
-    )
+    let mut client = Client::connect(&list.socket)?;
+    let exports = client.call("query-block-exports", &Map::new())?;
+    if list.json {
+        json_line(&exports)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // qemu-storage-daemon keeps no such figures: then their columns stay empty.
+    let figures = client
+        .call("query-export-stats", &Map::new())
+        .unwrap_or_default();
+    let row = |export: &Value| {
+        let mut all = figures.as_array().into_iter().flatten();
+        let figures = all.find(|it| it["id"] == export["id"]);
+        let figure = |name: &str| figures.map(|it| text(&it[name])).unwrap_or_default();
+        let closing = export["shutting-down"] == true;
+        let state = if closing { "shutting down" } else { "active" };
+        vec![
+            text(&export["id"]),
+            text(&export["type"]),
+            text(&export["node-name"]),
+            state.into(),
+            figure("clients"),
+            figure("rd-bytes"),
+            figure("wr-bytes"),
+            figure("errors"),
+        ]
+    };
+    let rows: Vec<_> = exports.as_array().into_iter().flatten().map(row).collect();
+    let titles = [
+        "ID", "TYPE", "NODE", "STATE", "CLIENTS", "READ", "WRITTEN", "ERRORS",
+    ];
+    print(&table(&titles, &rows))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn nodes(list: &List) -> Result<ExitCode> {
-    let titles = ["NODE", "DRIVER", "ACCESS", "BYTES", "FILE"];
+    let titles = ["NODE", "DRIVER", "ACCESS", "BYTES", "CHILDREN", "FILE"];
     let flat = Map::from_iter([("flat".to_owned(), json!(true))]);
     show(list, "query-named-block-nodes", &flat, &titles, |node| {
         let access = if node["ro"] == true {
@@ -41,11 +57,14 @@ pub(crate) fn nodes(list: &List) -> Result<ExitCode> {
         } else {
             "read-write"
         };
+        let child = |it: &Value| format!("{}={}", text(&it["child"]), text(&it["node-name"]));
+        let children = node["children"].as_array().into_iter().flatten();
         vec![
             text(&node["node-name"]),
             text(&node["drv"]),
             access.into(),
             text(&node["image"]["virtual-size"]),
+            children.map(child).collect::<Vec<_>>().join(","),
             text(&node["file"]),
         ]
     })
