@@ -84,7 +84,7 @@ fn image(graph: &Graph, entry: &Entry, flat: bool) -> ImageInfo {
         },
         actual_size: actual_size(node),
         virtual_size: signed(node.size()),
-        cluster_size: entry.facts.get("cluster-size").and_then(Value::as_i64),
+        cluster_size: cluster_size(graph, entry),
         encrypted: None,
         compressed: None,
         full_backing_filename: text("backing-filename")
@@ -124,6 +124,16 @@ fn filename(node: &Node) -> String {
         Some((_, child)) => filename(&child),
         None => format!("{}://", node.driver()),
     }
+}
+
+/// The unit of the image, also through filters over it.
+fn cluster_size(graph: &Graph, entry: &Entry) -> Option<i64> {
+    if let Some(size) = entry.facts.get("cluster-size") {
+        return size.as_i64();
+    }
+    let mut children = graph.children(entry.node.name());
+    let (_, child) = children.find(|(role, _)| matches!(*role, "file" | "image"))?;
+    cluster_size(graph, graph.find(child)?)
 }
 
 /// Whether there is a file at the bottom.
