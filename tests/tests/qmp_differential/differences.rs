@@ -8,6 +8,7 @@
 //! qsd = "Parameter ..."        # what QSD has there, and what we; anything when absent
 //! ours = "..."
 //! why = "..."
+//! needs = "qom-get"            # it can only be when our schema has this name
 //! ```
 //! `*` stands for any run of characters. Of TOML only such tables of one-line strings are read.
 
@@ -34,6 +35,7 @@ struct Entry {
     qsd: Option<String>,
     ours: Option<String>,
     why: String,
+    needs: Option<String>,
     used: AtomicBool,
 }
 
@@ -66,6 +68,7 @@ impl Differences {
                 "qsd" => entry.qsd = Some(value),
                 "ours" => entry.ours = Some(value),
                 "why" => entry.why = value,
+                "needs" => entry.needs = Some(value),
                 other => panic!("{}: unknown key {other}", at + 1),
             }
         }
@@ -103,12 +106,16 @@ impl Differences {
         entry.is_some()
     }
 
-    /// Entries that allowed nothing.
-    pub(crate) fn unused(&self) -> Vec<String> {
-        let idle = self
-            .entries
-            .iter()
-            .filter(|it| !it.used.load(Ordering::Relaxed));
+    /// Entries that allowed nothing, though our schema has what they need.
+    pub(crate) fn unused(&self, schema: &str) -> Vec<String> {
+        let possible = |entry: &&Entry| {
+            entry
+                .needs
+                .as_ref()
+                .is_none_or(|name| crate::knows(schema, name))
+        };
+        let unused = |entry: &&Entry| !entry.used.load(Ordering::Relaxed);
+        let idle = self.entries.iter().filter(possible).filter(unused);
         idle.map(|it| format!("differences.toml:{}: {} at {}", it.line, it.command, it.at))
             .collect()
     }

@@ -15,6 +15,7 @@
 
 mod compare;
 mod differences;
+mod mutation;
 mod peer;
 mod situation;
 mod transcript;
@@ -27,6 +28,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use outport_tests::{Server, requires};
 
 use differences::Differences;
+use peer::Peer;
 use situation::Situation;
 use transcript::Transcript;
 
@@ -54,12 +56,66 @@ fn situations() -> Vec<Situation> {
     all.filter(|it| it.name.contains(&wanted)).collect()
 }
 
+/// Commands that the project wants and does not have yet; empty as soon as they are there.
+const AWAITED: [&str; 19] = [
+    "block-set-write-threshold",
+    "blockdev-reopen",
+    "blockdev-set-active",
+    "chardev-add",
+    "chardev-remove",
+    "job-cancel",
+    "job-complete",
+    "job-finalize",
+    "job-pause",
+    "job-resume",
+    "qom-get",
+    "qom-list-properties",
+    "qom-list-types",
+    "qom-set",
+    "query-block-jobs",
+    "query-blockstats",
+    "query-chardev",
+    "query-chardev-backends",
+    "transaction",
+    "x-debug-query-block-graph",
+];
+
+/// Whether it is only that a command is not there yet, in the list of commands.
+fn awaited(difference: &compare::Difference) -> bool {
+    let name = difference.path.strip_prefix("return.");
+    difference.what == "query-commands" && name.is_some_and(|name| AWAITED.contains(&name))
+}
+
+/// What outportd says that it understands.
+fn our_schema() -> String {
+    let mut ours = Peer::start(&Situation::default(), Server::Outport, |_| {});
+    let monitor = ours.monitor("a");
+    monitor.send(br#"{"execute": "query-qmp-schema"}"#);
+    monitor.answer().to_string()
+}
+
+/// Whether a schema has a name: of a command, a member, a value.
+fn knows(schema: &str, name: &str) -> bool {
+    schema.contains(&format!("\"{name}\""))
+}
+
+/// Those for which outportd has all that they need; the others are told.
+fn playable(situations: Vec<Situation>, schema: &str) -> Vec<Situation> {
+    let ready = |it: &Situation| it.needs.iter().all(|name| knows(schema, name));
+    let (play, wait): (Vec<_>, _) = situations.into_iter().partition(ready);
+    for situation in wait {
+        println!("WAITING: {} needs {:?}", situation.name, situation.needs);
+    }
+    play
+}
+
 #[test]
 fn situations_end_alike() {
     if !requires("qemu-storage-daemon") || !requires("qemu-img") {
         return;
     }
-    let situations = situations();
+    let schema = our_schema();
+    let situations = playable(situations(), &schema);
     let all = std::env::var_os("OUTPORT_TEST_SITUATION").is_none();
     let differences = Differences::read(&folder().join("differences.toml"));
     let (next, wrong) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -70,7 +126,9 @@ fn situations_end_alike() {
                     let [theirs, ours] = [Server::Qsd, Server::Outport]
                         .map(|server| Transcript::of(situation, server));
                     let found = compare::transcripts(&theirs, &ours);
-                    let new = found.into_iter().filter(|it| !differences.allow(it));
+                    let new = found
+                        .into_iter()
+                        .filter(|it| !awaited(it) && !differences.allow(it));
                     wrong.lock().unwrap().extend(new.map(|it| it.to_string()));
                 }
             });
@@ -87,7 +145,7 @@ fn situations_end_alike() {
         wrong.join("\n")
     );
     if all {
-        let idle = differences.unused();
+        let idle = differences.unused(&schema);
         assert!(
             idle.is_empty(),
             "differences that no longer are:\n{}",

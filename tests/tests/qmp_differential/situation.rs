@@ -5,6 +5,7 @@
 //! - make qemu-img create -f qcow2 a.qcow2 1M     runs in the folder of each daemon
 //! - write FILE TEXT                              a small file
 //! - args --object iothread,id=io0                more of the daemon's command line
+//! - needs blockdev-reopen throttle               waits until the schema has these names
 //! query-version                                  a command on monitor a, and its answer
 //! blockdev-del {"node-name": "n"}                with arguments, which may go on
 //!     on lines that are indented
@@ -28,11 +29,13 @@ use std::path::Path;
 use serde_json::Value;
 
 /// One situation.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Situation {
     pub(crate) name: String,
     /// More of the daemon's command line.
     pub(crate) args: Vec<String>,
+    /// Names of the schema without which it cannot be played yet.
+    pub(crate) needs: Vec<String>,
     /// What is done before the daemon starts.
     pub(crate) before: Vec<Step>,
     pub(crate) steps: Vec<Step>,
@@ -83,12 +86,17 @@ impl Situation {
         let mut situation = Self {
             name: path.file_stem().unwrap().to_str().unwrap().to_owned(),
             args: Vec::new(),
+            needs: Vec::new(),
             before: Vec::new(),
             steps: Vec::new(),
         };
         for (line, text) in joined(&text) {
             if let Some(args) = text.strip_prefix("- args ") {
                 situation.args.extend(words(args));
+                continue;
+            }
+            if let Some(names) = text.strip_prefix("- needs ") {
+                situation.needs.extend(words(names));
                 continue;
             }
             let action = action(&text).unwrap_or_else(|| panic!("{path:?}:{line}: {text}"));

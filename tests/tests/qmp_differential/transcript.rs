@@ -96,7 +96,11 @@ fn play(peer: &mut Peer, action: &Action) -> (String, Value) {
             monitor,
             name,
             arguments,
-        } => said(name, command(peer, monitor, name, arguments.as_ref())),
+        } => {
+            let mut answer = command(peer, monitor, name, arguments.as_ref());
+            settle_graph(&mut answer);
+            said(name, answer)
+        }
         Action::Bytes { monitor, bytes } => said("bytes", exchange(peer, monitor, bytes)),
         Action::Wait {
             monitor,
@@ -154,7 +158,7 @@ fn command(peer: &mut Peer, monitor: &str, name: &str, arguments: Option<&Value>
 }
 
 /// Sends bytes, then makes the daemon say that it has read them: everything up to that.
-fn exchange(peer: &mut Peer, monitor: &str, bytes: &[u8]) -> Value {
+pub(crate) fn exchange(peer: &mut Peer, monitor: &str, bytes: &[u8]) -> Value {
     let monitor = peer.monitor(monitor);
     monitor.send(bytes);
     monitor.send(b"\n{\"execute\": \"query-version\", \"id\": \"all read\"}\n");
@@ -228,6 +232,40 @@ fn plain(peer: &Peer, mut value: Value) -> Value {
         }
     });
     value
+}
+
+/// A drawn graph without what is arbitrary in it: numbers of this answer only, and orders of sets.
+fn settle_graph(value: &mut Value) {
+    let Some(graph) = value
+        .get_mut("return")
+        .filter(|it| it.get("edges").is_some())
+    else {
+        return;
+    };
+    let label = |node: &Value| json!(format!("{} {}", node["type"], node["name"]));
+    let mut labels = BTreeMap::new();
+    for node in graph["nodes"].as_array_mut().unwrap() {
+        let label = label(node);
+        labels.insert(node["id"].take().to_string(), label.clone());
+        node["id"] = label;
+    }
+    for edge in graph["edges"].as_array_mut().unwrap() {
+        for end in ["parent", "child"] {
+            edge[end] = labels[&edge[end].to_string()].clone();
+        }
+        for set in ["perm", "shared-perm"] {
+            edge[set]
+                .as_array_mut()
+                .unwrap()
+                .sort_by_key(Value::to_string);
+        }
+    }
+    for list in ["nodes", "edges"] {
+        graph[list]
+            .as_array_mut()
+            .unwrap()
+            .sort_by_key(Value::to_string);
+    }
 }
 
 fn change_texts(value: &mut Value, change: &mut impl FnMut(&mut String)) {
