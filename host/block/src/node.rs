@@ -4,6 +4,9 @@
 //! the hot path; the async forms do whatever it takes. A node is a closed enum:
 //! a request goes down the graph by plain calls.
 
+mod length;
+mod segment;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,7 +22,9 @@ use crate::format::{Codec, DiscardKind};
 use crate::image::Image;
 use crate::remote::RemoteNode;
 use crate::window::{RawWindow, Window};
-use crate::{ByteRange, Errno, Error, ErrorKind, Result};
+use crate::{ByteRange, Errno, Result};
+
+pub use segment::{Segment, Status};
 
 /// A request in progress on a node.
 pub type NodeFuture<'a, T> =
@@ -59,59 +64,6 @@ pub struct Node {
     /// `discard=unmap`: discards do something.
     unmap: AtomicBool,
     kind: Kind,
-}
-
-/// The first piece of a range, as far as it is known without waiting.
-#[derive(Clone, Debug)]
-pub enum Segment {
-    /// In a host file, in the page cache or not.
-    File {
-        /// The file node.
-        node: Arc<Node>,
-        /// Where in it.
-        offset: u64,
-        /// How long.
-        len: u64,
-    },
-    /// Zeroes.
-    Zero {
-        /// How long.
-        len: u64,
-    },
-    /// Read it to know.
-    Unknown {
-        /// How long.
-        len: u64,
-    },
-}
-
-impl Segment {
-    /// Bytes.
-    #[must_use]
-    pub const fn len(&self) -> u64 {
-        match self {
-            Self::File { len, .. } | Self::Zero { len } | Self::Unknown { len } => *len,
-        }
-    }
-
-    /// No bytes?
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// Allocation status of a run of bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// Bytes; at least one.
-    pub len: u64,
-    /// Stored data.
-    pub data: bool,
-    /// Reads as zeroes.
-    pub zero: bool,
-    /// 0: nowhere allocated; 1: in this node; 2: in its backing node; ...
-    pub depth: u32,
 }
 
 impl Kind {
@@ -537,157 +489,6 @@ impl Node {
                 Kind::Remote(remote) => remote.status(range).await,
             }
         })
-    }
-
-    /// The first piece of the range, as far as it is known without waiting.
-    #[must_use]
-    pub fn segment(self: &Arc<Self>, range: ByteRange) -> Segment {
-        let len = range.len();
-        match &self.kind {
-            Kind::File(_) => Segment::File {
-                node: self.clone(),
-                offset: range.offset(),
-                len,
-            },
-            Kind::Raw(raw) => {
-                let window = raw.now();
-                match shift(range, window.offset) {
-                    Ok(range) => window.child.segment(range),
-                    Err(_) => Segment::Unknown { len },
-                }
-            }
-            Kind::Null { zeroes: true, .. } => Segment::Zero { len },
-            Kind::Null { .. } | Kind::Remote(_) => Segment::Unknown { len },
-            Kind::Filter(filter) => filter.segment(range),
-            Kind::Image(image) => image.segment(range),
-        }
-    }
-
-    /// May bytes that [`Node::segment`] finds in a file move, or their place be reused, while
-    /// somebody still looks at them? Only images do that, and only those that can be written.
-    #[must_use]
-    pub fn may_move(&self) -> bool {
-        match &self.kind {
-            Kind::Raw(raw) => raw.now().child.may_move(),
-            Kind::Filter(filter) => filter.child().1.may_move(),
-            Kind::Image(image) => {
-                let below = || image.backing().is_some_and(|backing| backing.may_move());
-                image.is_writable() || below()
-            }
-            Kind::File(_) | Kind::Null { .. } | Kind::Remote(_) => false,
-        }
-    }
-
-    /// Is it known without asking that all of the range reads as zeroes? Cheap
-    /// enough to ask for every request; "no" where that is not so.
-    #[must_use]
-    pub fn is_known_zero(&self, range: ByteRange) -> bool {
-        match &self.kind {
-            Kind::File(_) | Kind::Remote(_) => false,
-            Kind::Raw(raw) => {
-                let window = raw.now();
-                shift(range, window.offset).is_ok_and(|range| window.child.is_known_zero(range))
-            }
-            Kind::Null { zeroes, .. } => *zeroes,
-            Kind::Filter(filter) => filter.is_known_zero(range),
-            Kind::Image(image) => image.is_known_zero(range),
-        }
-    }
-
-    /// The next data at or after `offset`: a hint for formats.
-    pub(crate) fn next_data(&self, offset: u64) -> std::result::Result<Option<ByteRange>, Errno> {
-        match &self.kind {
-            Kind::File(file) => file.next_data(offset),
-            Kind::Filter(filter) => filter.child().1.next_data(offset),
-            _ if offset >= self.len_bytes() => Ok(None),
-            _ => Ok(Some(ByteRange::between(offset, self.len_bytes()))),
-        }
-    }
-
-    /// The node is at least `len` bytes long.
-    pub(crate) fn grow_to(&self, len: u64) -> NodeFuture<'_, ()> {
-        match &self.kind {
-            _ if len <= self.len_bytes() => Box::pin(std::future::ready(Ok(()))),
-            Kind::File(file) => Box::pin(file.grow(len)),
-            Kind::Raw(raw) if raw.now().size.is_none() => {
-                let window = raw.get();
-                Box::pin(async move {
-                    let len = len.checked_add(window.offset).ok_or(Errno::Inval)?;
-                    window.child.grow_to(len).await
-                })
-            }
-            Kind::Null { size, .. } => {
-                size.fetch_max(len, Ordering::AcqRel);
-                Box::pin(std::future::ready(Ok(())))
-            }
-            Kind::Filter(filter) => filter.child().1.grow_to(len),
-            Kind::Raw(_) | Kind::Image(_) | Kind::Remote(_) => refused(Errno::NotSup),
-        }
-    }
-
-    /// Change the length of what holds an image.
-    pub(crate) fn resize_storage(&self, len: u64) -> NodeFuture<'_, ()> {
-        match &self.kind {
-            Kind::File(file) => Box::pin(file.set_len(len)),
-            Kind::Raw(raw) if raw.now().size.is_none() => {
-                let window = raw.get();
-                Box::pin(async move {
-                    let len = len.checked_add(window.offset).ok_or(Errno::Inval)?;
-                    window.child.resize_storage(len).await
-                })
-            }
-            Kind::Null { size, .. } => {
-                size.store(len, Ordering::Release);
-                Box::pin(std::future::ready(Ok(())))
-            }
-            Kind::Filter(filter) => filter.child().1.resize_storage(len),
-            Kind::Raw(_) | Kind::Image(_) | Kind::Remote(_) => refused(Errno::NotSup),
-        }
-    }
-
-    /// `block_resize`.
-    ///
-    /// # Errors
-    /// Read-only, a fixed window, or what file or format say.
-    pub async fn resize(&self, len: u64) -> Result<()> {
-        if self.is_read_only() {
-            return Err(Error::new(ErrorKind::Invalid, "Image is read-only"));
-        }
-        match &self.kind {
-            Kind::Image(image) => {
-                let image = image.clone();
-                Finish::new(async move { image.resize(len).await })
-                    .await
-                    .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))
-            }
-            Kind::Filter(filter) => Box::pin(filter.child().1.resize(len)).await,
-            // A server's length is the server's; like QEMU, do not insist on less.
-            Kind::Remote(remote) if len > remote.len() => {
-                Err(Error::new(ErrorKind::Unsupported, "Cannot grow NBD nodes"))
-            }
-            Kind::Remote(_) => Ok(()),
-            Kind::Raw(raw) if raw.now().size.is_some() => Err(Error::new(
-                ErrorKind::Unsupported,
-                "Cannot resize a raw node with a fixed 'size'",
-            )),
-            _ if self.ends_in_nothing() => Err(Error::new(
-                ErrorKind::Unsupported,
-                "Image format driver does not support resize",
-            )),
-            _ => self
-                .resize_storage(len)
-                .await
-                .map_err(|e| Error::new(ErrorKind::Io, format!("Failed to resize the image: {e}"))),
-        }
-    }
-
-    /// Whether it is a null node, or a window of one: those keep the length they were given.
-    fn ends_in_nothing(&self) -> bool {
-        match &self.kind {
-            Kind::Null { .. } => true,
-            Kind::Raw(raw) => raw.now().child.ends_in_nothing(),
-            _ => false,
-        }
     }
 
     /// The image, if this is a format node.

@@ -177,8 +177,8 @@ impl Image {
     }
 }
 
-/// Make a new image of this format in `primary`, which is emptied first. Setting `cancelled` ends it
-/// before its next step, with nothing in flight.
+/// Make a new image of this format in `primary`, which is emptied first. Setting `cancelled` ends
+/// it before its next step, with nothing in flight.
 ///
 /// # Errors
 /// The format's own sentence, what the file said, or that it was cancelled.

@@ -206,11 +206,12 @@ fn plan(graph: &Graph, options: BlockdevOptions) -> Result<Change, Error> {
     let entry = graph
         .find(&name)
         .ok_or_else(|| Error::no_such_node(&name))?;
+    let members = flat(&options);
     if options.driver() != entry.node.driver() {
+        check_not_reset(entry.options.iter(), &members)?;
         return Err(cannot_change("driver"));
     }
     let common = Common::of(&options, &Inherited::default())?;
-    let members = flat(&options);
     let mut kept = members.clone();
     // The children of an image may change, with conditions of their own.
     let mut apart = false;
@@ -265,6 +266,14 @@ fn check_kept<'o>(
             return Err(cannot_change(name));
         }
     }
+    check_not_reset(old.into_iter(), new)
+}
+
+/// Members that were given are given again.
+fn check_not_reset<'o>(
+    old: impl Iterator<Item = &'o (String, Value)>,
+    new: &[(String, Value)],
+) -> Result<(), Error> {
     for (name, _) in old {
         if !new.iter().any(|(other, _)| other == name) {
             return Err(Error::generic(format!(

@@ -37,8 +37,8 @@ pub(crate) struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// The dispatcher of the commands that come through `jobs`. The queue is unbounded, but it never
-    /// holds more than one command of each monitor.
+    /// The dispatcher of the commands that come through `jobs`. The queue is unbounded, but it
+    /// never holds more than one command of each monitor.
     pub(crate) fn new(control: Rc<Control>, jobs: mpsc::UnboundedReceiver<Job>) -> Self {
         Self { control, jobs }
     }

@@ -1,0 +1,97 @@
+//! How long a node is made: by an image that grows in it, and by `block_resize`.
+//!
+//! On an iothread; whoever resizes holds the node's other users off.
+
+use std::sync::atomic::Ordering;
+
+use super::{Kind, Node, NodeFuture, refused};
+use crate::engine::background::Finish;
+use crate::{Errno, Error, ErrorKind, Result};
+
+impl Node {
+    /// The node is at least `len` bytes long.
+    pub(crate) fn grow_to(&self, len: u64) -> NodeFuture<'_, ()> {
+        match &self.kind {
+            _ if len <= self.len_bytes() => Box::pin(std::future::ready(Ok(()))),
+            Kind::File(file) => Box::pin(file.grow(len)),
+            Kind::Raw(raw) if raw.now().size.is_none() => {
+                let window = raw.get();
+                Box::pin(async move {
+                    let len = len.checked_add(window.offset).ok_or(Errno::Inval)?;
+                    window.child.grow_to(len).await
+                })
+            }
+            Kind::Null { size, .. } => {
+                size.fetch_max(len, Ordering::AcqRel);
+                Box::pin(std::future::ready(Ok(())))
+            }
+            Kind::Filter(filter) => filter.child().1.grow_to(len),
+            Kind::Raw(_) | Kind::Image(_) | Kind::Remote(_) => refused(Errno::NotSup),
+        }
+    }
+
+    /// Change the length of what holds an image.
+    pub(crate) fn resize_storage(&self, len: u64) -> NodeFuture<'_, ()> {
+        match &self.kind {
+            Kind::File(file) => Box::pin(file.set_len(len)),
+            Kind::Raw(raw) if raw.now().size.is_none() => {
+                let window = raw.get();
+                Box::pin(async move {
+                    let len = len.checked_add(window.offset).ok_or(Errno::Inval)?;
+                    window.child.resize_storage(len).await
+                })
+            }
+            Kind::Null { size, .. } => {
+                size.store(len, Ordering::Release);
+                Box::pin(std::future::ready(Ok(())))
+            }
+            Kind::Filter(filter) => filter.child().1.resize_storage(len),
+            Kind::Raw(_) | Kind::Image(_) | Kind::Remote(_) => refused(Errno::NotSup),
+        }
+    }
+
+    /// `block_resize`.
+    ///
+    /// # Errors
+    /// Read-only, a fixed window, or what file or format say.
+    pub async fn resize(&self, len: u64) -> Result<()> {
+        if self.is_read_only() {
+            return Err(Error::new(ErrorKind::Invalid, "Image is read-only"));
+        }
+        match &self.kind {
+            Kind::Image(image) => {
+                let image = image.clone();
+                Finish::new(async move { image.resize(len).await })
+                    .await
+                    .map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))
+            }
+            Kind::Filter(filter) => Box::pin(filter.child().1.resize(len)).await,
+            // A server's length is the server's; like QEMU, do not insist on less.
+            Kind::Remote(remote) if len > remote.len() => {
+                Err(Error::new(ErrorKind::Unsupported, "Cannot grow NBD nodes"))
+            }
+            Kind::Remote(_) => Ok(()),
+            Kind::Raw(raw) if raw.now().size.is_some() => Err(Error::new(
+                ErrorKind::Unsupported,
+                "Cannot resize a raw node with a fixed 'size'",
+            )),
+            _ if self.ends_in_nothing() => Err(Error::new(
+                ErrorKind::Unsupported,
+                "Image format driver does not support resize",
+            )),
+            _ => self
+                .resize_storage(len)
+                .await
+                .map_err(|e| Error::new(ErrorKind::Io, format!("Failed to resize the image: {e}"))),
+        }
+    }
+
+    /// Whether it is a null node, or a window of one: those keep the length they were given.
+    fn ends_in_nothing(&self) -> bool {
+        match &self.kind {
+            Kind::Null { .. } => true,
+            Kind::Raw(raw) => raw.now().child.ends_in_nothing(),
+            _ => false,
+        }
+    }
+}

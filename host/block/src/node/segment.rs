@@ -1,0 +1,128 @@
+//! What is known of a range without waiting: where its bytes lie, and whether there are any.
+//!
+//! Any thread, on the hot path: nothing here waits or allocates.
+
+use std::sync::Arc;
+
+use super::{Kind, Node, shift};
+use crate::{ByteRange, Errno};
+
+/// The first piece of a range, as far as it is known without waiting.
+#[derive(Clone, Debug)]
+pub enum Segment {
+    /// In a host file, in the page cache or not.
+    File {
+        /// The file node.
+        node: Arc<Node>,
+        /// Where in it.
+        offset: u64,
+        /// How long.
+        len: u64,
+    },
+    /// Zeroes.
+    Zero {
+        /// How long.
+        len: u64,
+    },
+    /// Read it to know.
+    Unknown {
+        /// How long.
+        len: u64,
+    },
+}
+
+impl Segment {
+    /// Bytes.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        match self {
+            Self::File { len, .. } | Self::Zero { len } | Self::Unknown { len } => *len,
+        }
+    }
+
+    /// No bytes?
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Allocation status of a run of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Bytes; at least one.
+    pub len: u64,
+    /// Stored data.
+    pub data: bool,
+    /// Reads as zeroes.
+    pub zero: bool,
+    /// 0: nowhere allocated; 1: in this node; 2: in its backing node; ...
+    pub depth: u32,
+}
+
+impl Node {
+    /// The first piece of the range, as far as it is known without waiting.
+    #[must_use]
+    pub fn segment(self: &Arc<Self>, range: ByteRange) -> Segment {
+        let len = range.len();
+        match &self.kind {
+            Kind::File(_) => Segment::File {
+                node: self.clone(),
+                offset: range.offset(),
+                len,
+            },
+            Kind::Raw(raw) => {
+                let window = raw.now();
+                match shift(range, window.offset) {
+                    Ok(range) => window.child.segment(range),
+                    Err(_) => Segment::Unknown { len },
+                }
+            }
+            Kind::Null { zeroes: true, .. } => Segment::Zero { len },
+            Kind::Null { .. } | Kind::Remote(_) => Segment::Unknown { len },
+            Kind::Filter(filter) => filter.segment(range),
+            Kind::Image(image) => image.segment(range),
+        }
+    }
+
+    /// May bytes that [`Node::segment`] finds in a file move, or their place be reused, while
+    /// somebody still looks at them? Only images do that, and only those that can be written.
+    #[must_use]
+    pub fn may_move(&self) -> bool {
+        match &self.kind {
+            Kind::Raw(raw) => raw.now().child.may_move(),
+            Kind::Filter(filter) => filter.child().1.may_move(),
+            Kind::Image(image) => {
+                let below = || image.backing().is_some_and(|backing| backing.may_move());
+                image.is_writable() || below()
+            }
+            Kind::File(_) | Kind::Null { .. } | Kind::Remote(_) => false,
+        }
+    }
+
+    /// Is it known without asking that all of the range reads as zeroes? Cheap
+    /// enough to ask for every request; "no" where that is not so.
+    #[must_use]
+    pub fn is_known_zero(&self, range: ByteRange) -> bool {
+        match &self.kind {
+            Kind::File(_) | Kind::Remote(_) => false,
+            Kind::Raw(raw) => {
+                let window = raw.now();
+                shift(range, window.offset).is_ok_and(|range| window.child.is_known_zero(range))
+            }
+            Kind::Null { zeroes, .. } => *zeroes,
+            Kind::Filter(filter) => filter.is_known_zero(range),
+            Kind::Image(image) => image.is_known_zero(range),
+        }
+    }
+
+    /// The next data at or after `offset`: a hint for formats.
+    pub(crate) fn next_data(&self, offset: u64) -> std::result::Result<Option<ByteRange>, Errno> {
+        match &self.kind {
+            Kind::File(file) => file.next_data(offset),
+            Kind::Filter(filter) => filter.child().1.next_data(offset),
+            _ if offset >= self.len_bytes() => Ok(None),
+            _ => Ok(Some(ByteRange::between(offset, self.len_bytes()))),
+        }
+    }
+}
