@@ -39,6 +39,9 @@ pub(crate) enum Command {
     Events(Events),
     /// List a daemon's plugins: hash, limits, calls, faults
     Plugins(List),
+    /// Work with a daemon's configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Work with plugin files
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -207,6 +210,21 @@ pub(crate) struct List {
     /// Print the daemon's answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the commands that make what a daemon has now, for outportd --config
+    ///
+    /// The data of secrets is not printed: keep secrets in files.
+    #[command(
+        after_help = "Example:\n  outport config dump /run/outportd/qmp.sock > \
+        outportd.json\n  outportd --check-config --config outportd.json"
+    )]
+    Dump {
+        /// The monitor's unix socket
+        socket: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]

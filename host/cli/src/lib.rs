@@ -4,6 +4,7 @@
 //! args ──► serve      starts outportd with QEMU's options, says how to connect, stops it cleanly
 //!     ├──► monitor    one QMP command, or lines of them ──► client ──► a monitor's unix socket
 //!     │      └► editor   the same at a terminal: history, and completion from the schema
+//!     ├──► config     what a daemon has, as a file for another one
 //!     ├──► lists      exports, nodes, plugins as tables
 //!     ├──► follow     events and jobs as they go on
 //!     └──► generate   completions and manual pages, from the same definition of the arguments
@@ -16,6 +17,7 @@
 mod args;
 mod client;
 mod completion;
+mod config;
 mod daemon;
 mod editor;
 mod follow;
@@ -34,7 +36,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Args, Command, PluginCommand};
+use args::{Args, Command, ConfigCommand, PluginCommand};
 
 /// Runs the command line, program's name first; its exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -54,6 +56,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Jobs(jobs) => follow::jobs(&jobs),
         Command::Events(events) => follow::events(&events),
         Command::Plugins(list) => lists::plugins(&list),
+        Command::Config(ConfigCommand::Dump { socket }) => config::dump(&socket),
         Command::Plugin(PluginCommand::Check { file }) => plugin::check(&file),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { folder } => generate::man(&folder),

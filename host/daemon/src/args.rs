@@ -16,6 +16,8 @@ mod help;
 pub(crate) enum Action {
     Blockdev,
     Chardev,
+    /// Ours: commands in a file.
+    Config,
     Export,
     Monitor,
     NbdServer,
@@ -41,6 +43,8 @@ pub(crate) struct Setting {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Args {
     pub(crate) daemonize: bool,
+    /// Ours: only say whether the rest is right.
+    pub(crate) check_config: bool,
     pub(crate) pidfile: Option<PathBuf>,
     pub(crate) settings: Vec<Setting>,
 }
@@ -59,15 +63,18 @@ pub(crate) enum Parsed {
 enum Name {
     Help,
     Version,
+    CheckConfig,
     Daemonize,
     Pidfile,
     Act(Action),
 }
 
-const LONG: [(&str, Name); 12] = [
+const LONG: [(&str, Name); 14] = [
     ("allow-paths", Name::Act(Action::AllowPaths)),
     ("blockdev", Name::Act(Action::Blockdev)),
     ("chardev", Name::Act(Action::Chardev)),
+    ("check-config", Name::CheckConfig),
+    ("config", Name::Act(Action::Config)),
     ("daemonize", Name::Daemonize),
     ("export", Name::Act(Action::Export)),
     ("help", Name::Help),
@@ -81,7 +88,10 @@ const LONG: [(&str, Name); 12] = [
 
 impl Name {
     fn takes_value(self) -> bool {
-        !matches!(self, Self::Help | Self::Version | Self::Daemonize)
+        !matches!(
+            self,
+            Self::Help | Self::Version | Self::CheckConfig | Self::Daemonize
+        )
     }
 }
 
@@ -130,6 +140,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
         match name {
             Name::Help => return Parsed::Print(help::help()),
             Name::Version => return Parsed::Print(help::version()),
+            Name::CheckConfig => args.check_config = true,
             Name::Daemonize => args.daemonize = true,
             Name::Pidfile => args.pidfile = Some(value.into()),
             Name::Act(action) => args.push(action, value, typed),

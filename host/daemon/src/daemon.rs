@@ -12,6 +12,7 @@ use outport_qmp::{Error, Event};
 use tokio::sync::mpsc;
 
 use crate::chardev::Chardevs;
+use crate::config::Config;
 use crate::descriptors::Descriptors;
 use crate::events::Events;
 use crate::exports::Exports;
@@ -39,6 +40,7 @@ pub(crate) struct Daemon {
     pub(crate) plugins: Plugins,
     pub(crate) policy: RefCell<PathPolicy>,
     pub(crate) chardevs: RefCell<Chardevs>,
+    pub(crate) config: Config,
     pub(crate) inherited: RefCell<Inherited>,
     pub(crate) descriptors: RefCell<Descriptors>,
     default_iothread: RefCell<Option<IoThread>>,
@@ -66,6 +68,7 @@ impl Daemon {
             events,
             policy: RefCell::default(),
             chardevs: RefCell::default(),
+            config: Config::default(),
             inherited: RefCell::default(),
             descriptors: RefCell::default(),
             default_iothread: RefCell::default(),

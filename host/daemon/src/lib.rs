@@ -18,6 +18,7 @@ mod args;
 mod blockdev;
 mod chardev;
 mod commands;
+mod config;
 mod daemon;
 mod daemonize;
 mod descriptors;

@@ -45,6 +45,7 @@ impl NbdServers {
     /// # Errors
     /// It runs already, the address cannot be bound, or TLS was asked for.
     pub(crate) fn start(&self, daemon: &Daemon, options: NbdServerOptions) -> Result<(), Error> {
+        let told = options.clone();
         let id = options.id;
         if id.as_deref().is_some_and(|id| !is_identifier(id)) {
             return Err(Error::not_an_identifier("id"));
@@ -73,6 +74,7 @@ impl NbdServers {
         );
         let server = Some(Rc::new(server));
         self.list.borrow_mut().push(Entry { id, server });
+        daemon.config.server_started(self, told);
         Ok(())
     }
 

@@ -33,6 +33,11 @@ impl PathPolicy {
         Ok(())
     }
 
+    /// The directories, for the configuration.
+    pub(crate) fn allowed(&self) -> &[PathBuf] {
+        &self.allowed
+    }
+
     /// The file that an image means by `name`, if that is granted. `image`: the image's own path,
     /// to which relative names refer.
     pub(crate) fn grant(&self, image: Option<&Path>, name: &str) -> Option<PathBuf> {

@@ -20,6 +20,8 @@ use crate::plugin_check;
 use crate::signals::Signals;
 use crate::{PROGRAM, logging};
 
+mod check;
+mod config_file;
 mod settings;
 
 use settings::{Applied, Settings};
@@ -38,6 +40,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Parsed::Fail(message) => return fail(&message),
     };
+    if args.check_config {
+        return match check::check(&args.settings) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(message) => {
+                eprintln!("{message}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if args.daemonize {
         match daemonize::split() {
             Ok(Side::Parent(code)) => return code,

@@ -213,3 +213,118 @@ fn standard_input_is_a_monitor_too() {
     assert!(said.contains("\"id\": \"x\""), "{said}");
     drop(stdin);
 }
+
+/// The backend of a socket in the daemon's folder.
+fn socket(daemon: &Daemon, name: &str) -> serde_json::Value {
+    let addr = json!({"type": "unix", "data": {"path": daemon.text(name)}});
+    json!({"type": "socket", "data": {"addr": addr, "wait": false}})
+}
+
+#[test]
+fn monitors_come_and_go_at_run_time() {
+    let daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    qmp.ok(
+        "chardev-add",
+        json!({"id": "c", "backend": socket(&daemon, "second")}),
+    );
+    let monitor = json!({"qom-type": "monitor-qmp", "id": "mon", "chardev": "c"});
+    qmp.ok("object-add", monitor);
+    let again = json!({"qom-type": "monitor-qmp", "id": "mon2", "chardev": "c"});
+    assert_eq!(
+        qmp.err("object-add", again),
+        "chardev 'c' is already in use"
+    );
+    assert_eq!(
+        qmp.err("chardev-remove", json!({"id": "c"})),
+        "Chardev 'c' is busy"
+    );
+    let mut second = Qmp::negotiated(&daemon.path("second"));
+    assert_eq!(
+        second.err("object-del", json!({"id": "mon"})),
+        "Cannot delete the current QMP monitor"
+    );
+    second.ok("query-version", json!({}));
+    // Events reach it, too.
+    let options = json!({"driver": "file", "filename": daemon.text("f"), "size": 1});
+    qmp.ok(
+        "blockdev-create",
+        json!({"job-id": "j", "options": options}),
+    );
+    assert_eq!(second.event("JOB_STATUS_CHANGE")["status"], "created");
+    qmp.ok("object-del", json!({"id": "mon"}));
+    while second.read().is_some() {}
+    qmp.ok("chardev-remove", json!({"id": "c"}));
+    eventually("its file is gone", || !daemon.path("second").exists());
+}
+
+#[test]
+fn a_monitor_can_end_with_its_client() {
+    let daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    qmp.ok(
+        "chardev-add",
+        json!({"id": "c", "backend": socket(&daemon, "second")}),
+    );
+    let monitor = json!({"qom-type": "monitor-qmp", "id": "mon", "chardev": "c",
+        "close-action": "delete", "pretty": true});
+    qmp.ok("object-add", monitor);
+    drop(UnixStream::connect(daemon.path("second")).unwrap());
+    eventually("monitor and device are gone", || {
+        let chardevs = qmp.ok("query-chardev", json!({}));
+        let objects = qmp.ok("qom-list", json!({"path": "/objects"})).to_string();
+        chardevs.as_array().unwrap().len() == 1 && !objects.contains("\"mon\"")
+    });
+}
+
+#[test]
+fn character_devices_are_qsds() {
+    let unix = |path: &str| json!({"type": "unix", "data": {"path": path}});
+    let add = |id: &str, data: serde_json::Value| {
+        let backend = json!({"type": "socket", "data": data});
+        ("chardev-add", json!({"id": id, "backend": backend}))
+    };
+    let null = json!({"type": "null", "data": {}});
+    compare(
+        &[],
+        &[
+            add(
+                "c1",
+                json!({"addr": unix("$D/s1"), "server": true, "wait": false}),
+            ),
+            add(
+                "c1",
+                json!({"addr": unix("$D/s2"), "server": true, "wait": false}),
+            ),
+            add("c2", json!({"addr": unix("$D/none"), "server": false})),
+            add(
+                "c3",
+                json!({"addr": unix("/nonexistent/d/s"), "wait": false}),
+            ),
+            add(
+                "sw",
+                json!({"addr": unix("$D/x"), "server": false, "wait": false}),
+            ),
+            add(
+                "tl",
+                json!({"addr": unix("$D/x"), "tls-creds": "t", "wait": false}),
+            ),
+            add("zz", json!({"addr": unix("$D/x"), "zz": 1})),
+            ("chardev-add", json!({"id": "n", "backend": null})),
+            (
+                "chardev-add",
+                json!({"id": "n2", "backend": {"type": "null"}}),
+            ),
+            (
+                "chardev-add",
+                json!({"id": "n3", "backend": {"type": "nosuch", "data": {}}}),
+            ),
+            ("query-chardev", json!({})),
+            ("chardev-remove", json!({"id": "zz"})),
+            ("chardev-remove", json!({"id": "m"})),
+            ("chardev-remove", json!({"id": "c1"})),
+            ("chardev-remove", json!({"id": "n"})),
+            ("query-chardev", json!({})),
+        ],
+    );
+}

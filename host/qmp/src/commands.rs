@@ -23,7 +23,7 @@ use crate::types::block_graph::XDbgBlockGraph;
 use crate::types::block_info::{BlockDeviceInfo, BlockInfo};
 use crate::types::block_stats::{BlockStats, QueryBlockstats};
 use crate::types::char::*;
-use crate::types::control::{CommandInfo, QmpCapabilities, VersionInfo};
+use crate::types::control::{AllowPaths, CommandInfo, ConfigCommand, QmpCapabilities, VersionInfo};
 use crate::types::fdset::*;
 use crate::types::introspect::SchemaInfo;
 use crate::types::job::{BlockJobInfo, JobId, JobInfo};
@@ -126,6 +126,10 @@ commands! {
     QueryCommands query_commands "query-commands" (Empty) -> Vec<CommandInfo>;
     /// Lists what the commands take and return.
     QueryQmpSchema query_qmp_schema "query-qmp-schema" (Empty) -> Vec<SchemaInfo>;
+    /// Tells the commands that would make what there is now (ours).
+    OutportConfig x_outport_config "x-outport-config" (Empty) -> Vec<ConfigCommand> [unstable];
+    /// Lets images name files of a directory (ours).
+    AllowPaths x_allow_paths "x-allow-paths" (AllowPaths) -> Empty [unstable];
     /// Ends the daemon.
     Quit quit "quit" (Empty) -> Empty;
 

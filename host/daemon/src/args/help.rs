@@ -35,6 +35,15 @@ Serves block nodes; the command line is that of qemu-storage-daemon.
   --chardev stdio,id=<id>
                          add a character device for a monitor
 
+  --chardev null,id=<id>
+                         add one without a connection
+
+  --check-config         say whether the other options and the --config files
+                         are right, and exit; nothing is opened or made
+
+  --config <file>        carry out the QMP commands of a file, a JSON list like
+                         the one that `outport config dump` prints
+
   --daemonize            run in the background once startup is complete
 
   --export [type=]nbd,id=<id>,node-name=<node-name>[,name=<export-name>]
@@ -52,6 +61,11 @@ Serves block nodes; the command line is that of qemu-storage-daemon.
                          start the NBD server
 
   --object iothread,id=<id>
+  --object secret,id=<id>,data=<text>|file=<path>[,format=raw|base64]
+           [,keyid=<id>,iv=<base64>]
+  --object authz-simple|authz-list|authz-list-file,id=<id>,...
+  --object monitor-qmp,id=<id>,chardev=<id>[,pretty=on|off]
+           [,close-action=none|delete]
   --object wasm-plugin,id=<id>,filename=<path>,sha256=<hex>
            [,memory-max=<size>][,call-time-max-ms=<ms>]
                          add an object

@@ -50,9 +50,13 @@ pub(crate) async fn add(
         let message = "'node-name' must be specified for the root node";
         return Err(Error::generic(message));
     }
+    let told = options.clone();
     let added = opening.open(options, Inherited::default(), true).await;
     match added {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            daemon.config.node_added(&daemon.graph.borrow(), told);
+            Ok(())
+        }
         Err(error) => {
             opening.undo().await;
             Err(error)

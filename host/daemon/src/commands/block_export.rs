@@ -88,8 +88,16 @@ fn remove(daemon: &Daemon, id: &str, mode: Option<BlockExportRemoveMode>) -> Res
     Ok(Empty {})
 }
 
-/// `block-export-add`; the checks are in QEMU's order (spec 3.3).
+/// `block-export-add`.
 pub(crate) fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Empty, Error> {
+    let told = options.clone();
+    let added = check_and_add(daemon, options)?;
+    daemon.config.export_added(&daemon.exports, told);
+    Ok(added)
+}
+
+/// The checks are in QEMU's order (spec 3.3).
+fn check_and_add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Empty, Error> {
     let several = matches!(options.iothread, Some(BlockExportIothreads::Multi(_)));
     if options.fixed_iothread == Some(true) && several {
         return Err(Error::generic(

@@ -37,7 +37,9 @@ use outport_qmp::types::block_stats::{BlockStats, QueryBlockstats};
 use outport_qmp::types::char::{
     ChardevAdd, ChardevBackendInfo, ChardevInfo, ChardevRemove, ChardevReturn,
 };
-use outport_qmp::types::control::{CommandInfo, QmpCapabilities, VersionInfo};
+use outport_qmp::types::control::{
+    AllowPaths, CommandInfo, ConfigCommand, QmpCapabilities, VersionInfo,
+};
 use outport_qmp::types::fdset::{AddFd, AddfdInfo, Closefd, FdsetInfo, Getfd, RemoveFd};
 use outport_qmp::types::introspect::SchemaInfo;
 use outport_qmp::types::job::{BlockJobInfo, JobId, JobInfo};
@@ -107,6 +109,13 @@ impl Handler for Control {
     }
     async fn query_qmp_schema(&self, _: Empty) -> Outcome<Vec<SchemaInfo>> {
         Ok(outport_qmp::commands::schema())
+    }
+    async fn x_outport_config(&self, _: Empty) -> Outcome<Vec<ConfigCommand>> {
+        Ok(crate::config::dump(&self.daemon))
+    }
+    async fn x_allow_paths(&self, arguments: AllowPaths) -> Outcome<Empty> {
+        let allowed = self.daemon.policy.borrow_mut().allow(&arguments.path);
+        allowed.map(|()| Empty {}).map_err(Error::generic)
     }
     async fn quit(&self, _: Empty) -> Outcome<Empty> {
         self.daemon.wind_down().await;

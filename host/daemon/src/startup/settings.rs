@@ -10,10 +10,11 @@ use outport_qmp::types::block_core::BlockdevOptions;
 use outport_qmp::types::block_export::{BlockExportOptions, NbdServerOptions};
 use outport_qmp::types::qom::{MonitorQmpProperties, ObjectBranch, ObjectOptions};
 
+use super::config_file;
 use crate::args::{Action, Setting, complaint};
 use crate::blockdev;
 use crate::chardev::{self, Backend};
-use crate::commands::block_export;
+use crate::commands::{Control, block_export};
 use crate::daemon::Daemon;
 use crate::objects::{self, Property};
 
@@ -62,10 +63,22 @@ impl Settings {
             Action::Chardev => self.chardev(setting).await?,
             Action::Monitor => self.monitor(value).await.map_err(sentence)?,
             Action::AllowPaths => self.daemon.policy.borrow_mut().allow(value)?,
+            Action::Config => self.config(value).await?,
             Action::Trace => {}
             Action::Positional => return Err("Unexpected argument".into()),
         }
         Ok(Applied::Done)
+    }
+
+    /// Nothing of a file is carried out that has a mistake in its form.
+    async fn config(&self, path: &str) -> Result<(), String> {
+        let control = Control::new(self.daemon.clone());
+        for (at, command) in config_file::read(path)?.into_iter().enumerate() {
+            let name = command.name();
+            let done = command.run(&control).await;
+            done.map_err(|error| config_file::complaint(at, name, &error))?;
+        }
+        Ok(())
     }
 
     async fn blockdev(&self, text: &str) -> Result<(), Error> {

@@ -262,6 +262,19 @@ impl BlockExportOptions {
     }
 }
 
+impl From<NbdServerOptions> for NbdServerStart {
+    fn from(options: NbdServerOptions) -> Self {
+        Self {
+            handshake_max_seconds: options.handshake_max_seconds,
+            tls_creds: options.tls_creds,
+            tls_authz: options.tls_authz,
+            max_connections: options.max_connections,
+            addr: options.addr.into(),
+            id: options.id,
+        }
+    }
+}
+
 impl From<NbdServerStart> for NbdServerOptions {
     fn from(start: NbdServerStart) -> Self {
         Self {

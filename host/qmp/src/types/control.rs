@@ -32,6 +32,20 @@ qapi! {
         package: String,
     }
 
+    /// An element of `x-outport-config` (ours): a command that makes a part of the daemon's state.
+    struct ConfigCommand {
+        /// The command.
+        execute: String,
+        /// Its arguments.
+        arguments: serde_json::Value,
+    }
+
+    /// Arguments of `x-allow-paths` (ours).
+    struct AllowPaths {
+        /// A directory whose files images may name.
+        path: String,
+    }
+
     /// An element of `query-commands`.
     struct CommandInfo {
         /// The command's name.

@@ -1,0 +1,125 @@
+//! The configuration: the commands that would make what there is now.
+//!
+//! Control plane. What was asked for is kept as it was asked for; what is gone since is left out
+//! when it is told, so nobody has to tell this module of removals.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use outport_qmp::Command;
+use outport_qmp::types::block_core::BlockdevOptions;
+use outport_qmp::types::block_export::{BlockExportOptions, NbdServerOptions};
+use outport_qmp::types::char::ChardevAdd;
+use outport_qmp::types::control::{AllowPaths, ConfigCommand};
+use outport_qmp::types::qom::ObjectBranch;
+
+use crate::daemon::Daemon;
+use crate::exports::Exports;
+use crate::graph::Graph;
+use crate::nbd_server::NbdServers;
+
+/// What was asked for, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Config {
+    nodes: RefCell<Vec<BlockdevOptions>>,
+    exports: RefCell<Vec<BlockExportOptions>>,
+    servers: RefCell<Vec<NbdServerOptions>>,
+}
+
+impl Config {
+    /// A node was added, or has other options now.
+    pub(crate) fn node_added(&self, graph: &Graph, options: BlockdevOptions) {
+        let mut nodes = self.nodes.borrow_mut();
+        nodes.retain(|other| {
+            let name = other.node_name.as_deref().unwrap_or_default();
+            other.node_name != options.node_name && graph.find(name).is_some()
+        });
+        nodes.push(options);
+    }
+
+    /// An export was added.
+    pub(crate) fn export_added(&self, exports: &Exports, options: BlockExportOptions) {
+        let mut list = self.exports.borrow_mut();
+        list.retain(|other| other.id != options.id && exports.has(&other.id));
+        list.push(options);
+    }
+
+    /// An NBD server was started.
+    pub(crate) fn server_started(&self, running: &NbdServers, options: NbdServerOptions) {
+        let mut list = self.servers.borrow_mut();
+        list.retain(|other| other.id != options.id && running.running(other.id.as_deref()).is_ok());
+        list.push(options);
+    }
+}
+
+/// The commands, each after those that it needs. The data of a secret is left out: only a secret
+/// in a file, or an encrypted one, can be loaded again.
+pub(crate) fn dump(daemon: &Daemon) -> Vec<ConfigCommand> {
+    let mut commands = Vec::new();
+    for path in daemon.policy.borrow().allowed() {
+        let path = path.display().to_string();
+        commands.push(Command::AllowPaths(AllowPaths { path }));
+    }
+    for device in daemon.chardevs.borrow().iter() {
+        commands.push(Command::ChardevAdd(ChardevAdd {
+            id: device.id().to_owned(),
+            backend: device.backend().to_qmp(),
+        }));
+    }
+    for mut options in daemon.objects.borrow().options() {
+        if let ObjectBranch::Secret(secret) = &mut options.branch
+            && secret.keyid.is_none()
+        {
+            secret.data = None;
+        }
+        commands.push(Command::ObjectAdd(options));
+    }
+    nodes(daemon, &mut commands);
+    let servers = daemon.config.servers.borrow();
+    let is_running =
+        |options: &&NbdServerOptions| daemon.nbd.running(options.id.as_deref()).is_ok();
+    let servers = servers.iter().filter(is_running).cloned();
+    commands.extend(servers.map(|options| Command::NbdServerStart(options.into())));
+    let exports = daemon.config.exports.borrow();
+    let exports = exports
+        .iter()
+        .filter(|options| daemon.exports.has(&options.id));
+    commands.extend(exports.cloned().map(Command::BlockExportAdd));
+    let told = |command: Command| ConfigCommand {
+        execute: command.name().to_owned(),
+        arguments: command.arguments(),
+    };
+    commands.into_iter().map(told).collect()
+}
+
+/// Nodes after the nodes that they use.
+fn nodes(daemon: &Daemon, commands: &mut Vec<Command>) {
+    let graph = daemon.graph.borrow();
+    let nodes = daemon.config.nodes.borrow();
+    let mut told = BTreeSet::new();
+    for options in nodes.iter() {
+        let name = options.node_name.as_deref().unwrap_or_default();
+        tell(&graph, &nodes, name, &mut told, commands);
+    }
+}
+
+fn tell(
+    graph: &Graph,
+    nodes: &[BlockdevOptions],
+    name: &str,
+    told: &mut BTreeSet<String>,
+    commands: &mut Vec<Command>,
+) {
+    if !told.insert(name.to_owned()) {
+        return;
+    }
+    for (_, child) in graph.children(name) {
+        tell(graph, nodes, child, told, commands);
+    }
+    if graph.find(name).is_some_and(|entry| entry.owned) {
+        let asked = nodes
+            .iter()
+            .find(|options| options.node_name.as_deref() == Some(name));
+        commands.extend(asked.cloned().map(Command::BlockdevAdd));
+    }
+}
