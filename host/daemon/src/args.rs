@@ -159,6 +159,9 @@ impl Args {
     }
 }
 
+/// Options that QSD has not.
+const OURS: [&str; 3] = ["allow-paths", "check-config", "config"];
+
 /// The option, its full spelling, and the value after `=` or the letter.
 type Found = Result<(Name, String, Option<String>), String>;
 
@@ -171,10 +174,12 @@ fn long_option(text: &str) -> Found {
     if let Some(exact) = LONG.iter().find(|(name, _)| *name == given) {
         return found(exact);
     }
-    let matches: Vec<_> = LONG
+    let (ours, qsds): (Vec<_>, Vec<_>) = LONG
         .iter()
         .filter(|(name, _)| name.starts_with(given))
-        .collect();
+        .partition(|(name, _)| OURS.contains(name));
+    // What was an abbreviation for QSD stays one.
+    let matches = if qsds.is_empty() { ours } else { qsds };
     match matches.as_slice() {
         [] => Err(format!("unrecognized option '--{given}'")),
         [one] => found(one),

@@ -108,7 +108,7 @@ fn the_operator_grants_by_node_or_by_directory() {
     let mut qmp = daemon.qmp();
     qmp.ok("blockdev-add", disk(&daemon.text("disk")));
     reads_sevens(&daemon, &mut qmp);
-    let nodes = qmp.ok("query-named-block-nodes", json!({"flat": true}));
+    let nodes = qmp.ok("query-named-block-nodes", json!({}));
     assert_eq!(nodes[0]["backing_file_depth"], 1, "{nodes}");
     qmp.ok("block-export-del", json!({"id": "e", "mode": "hard"}));
     qmp.event("BLOCK_EXPORT_DELETED");

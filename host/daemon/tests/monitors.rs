@@ -284,7 +284,7 @@ fn character_devices_are_qsds() {
         let backend = json!({"type": "socket", "data": data});
         ("chardev-add", json!({"id": id, "backend": backend}))
     };
-    let null = json!({"type": "null", "data": {}});
+    let discards = json!({"type": "null", "data": {}});
     compare(
         &[],
         &[
@@ -310,7 +310,7 @@ fn character_devices_are_qsds() {
                 json!({"addr": unix("$D/x"), "tls-creds": "t", "wait": false}),
             ),
             add("zz", json!({"addr": unix("$D/x"), "zz": 1})),
-            ("chardev-add", json!({"id": "n", "backend": null})),
+            ("chardev-add", json!({"id": "n", "backend": discards})),
             (
                 "chardev-add",
                 json!({"id": "n2", "backend": {"type": "null"}}),

@@ -400,11 +400,6 @@ fn a_pinned_plugin_replaces_a_bundled_one_while_it_is_there() {
     assert_eq!(qmp.err("object-del", json!({"id": "mine"})), in_use);
     qmp.ok("blockdev-del", json!({"node-name": "q"}));
     qmp.ok("object-del", json!({"id": "mine"}));
-    assert_eq!(
-        qmp.ok("qom-list", json!({"path": "/objects"}))
-            .as_array()
-            .unwrap()
-            .len(),
-        1
-    );
+    let objects = qmp.ok("qom-list", json!({"path": "/objects"}));
+    assert!(!objects.to_string().contains("\"mine\""), "{objects}");
 }

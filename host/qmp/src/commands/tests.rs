@@ -67,7 +67,7 @@ fn members_are_qemus() {
         ),
         (
             "nbd-server-start",
-            "handshake-max-seconds? tls-creds? tls-authz? max-connections? addr",
+            "handshake-max-seconds? tls-creds? tls-authz? max-connections? addr id?",
         ),
         (
             "nbd-server-add",
