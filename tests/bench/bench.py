@@ -70,11 +70,12 @@ def parse():
     parser.add_argument("--size", type=int, help="of the images, MiB; default 512, quick 128")
     parser.add_argument("--dir", help="where images lie (a file system with O_DIRECT)",
                         default=os.environ.get("TMPDIR", "/var/tmp"))
-    parser.add_argument("--ours", help="the server under test",
+    parser.add_argument("--ours", type=os.path.abspath, help="the server under test",
                         default=os.environ.get("OUTPORTD", os.path.join(release, "outportd")))
     parser.add_argument("--aio", default="io_uring", help="aio mode of the server under test")
     parser.add_argument("--peers", default="qsd-uring,qsd-threads,nbdkit")
-    parser.add_argument("--load", default=os.path.join(release, "nbd-load"), help="nbd-load")
+    parser.add_argument("--load", type=os.path.abspath, help="nbd-load",
+                        default=os.path.join(release, "nbd-load"))
     parser.add_argument("--json", help="write every figure to this file")
     args = parser.parse_args()
     args.rounds = args.rounds or (1 if args.quick else 3)
