@@ -4,7 +4,9 @@ use std::sync::Mutex;
 
 use outport_export::nbd::Address;
 use outport_export::nbd::client::ServerAddress;
-use outport_qmp::types::sockets::{SocketAddress, SocketAddressBranch, VsockSocketAddress};
+use outport_qmp::types::sockets::{
+    InetSocketAddress, SocketAddress, SocketAddressBranch, VsockSocketAddress,
+};
 
 use crate::daemon::Daemon;
 
@@ -54,6 +56,23 @@ pub(crate) fn connect_to(address: SocketAddress, daemon: &Daemon) -> Result<Serv
         }
         SocketAddressBranch::Vsock(vsock) => return Err(no_vsock(&vsock)),
     })
+}
+
+/// Host and port, and no more said.
+pub(crate) fn plain_inet(host: String, port: String) -> InetSocketAddress {
+    InetSocketAddress {
+        host,
+        port,
+        numeric: None,
+        to: None,
+        ipv4: None,
+        ipv6: None,
+        keep_alive: None,
+        keep_alive_count: None,
+        keep_alive_idle: None,
+        keep_alive_interval: None,
+        mptcp: None,
+    }
 }
 
 fn no_vsock(vsock: &VsockSocketAddress) -> String {

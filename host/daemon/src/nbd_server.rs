@@ -12,9 +12,7 @@ use outport_export::nbd::{Bound, Listener, Server, ServerOptions};
 use outport_qmp::Error;
 use outport_qmp::error::is_identifier;
 use outport_qmp::types::block_export::{NbdServerInfo, NbdServerOptions};
-use outport_qmp::types::sockets::{
-    InetSocketAddress, SocketAddress, SocketAddressBranch, UnixSocketAddress,
-};
+use outport_qmp::types::sockets::{SocketAddress, SocketAddressBranch, UnixSocketAddress};
 
 use crate::addresses;
 use crate::daemon::Daemon;
@@ -162,19 +160,10 @@ impl NbdServers {
 /// A bound address as QMP spells it.
 fn address(bound: &Bound) -> SocketAddress {
     let branch = match bound {
-        Bound::Inet(address) => SocketAddressBranch::Inet(InetSocketAddress {
-            host: address.map_or_else(String::new, |it| it.ip().to_string()),
-            port: address.map_or_else(String::new, |it| it.port().to_string()),
-            numeric: None,
-            to: None,
-            ipv4: None,
-            ipv6: None,
-            keep_alive: None,
-            keep_alive_count: None,
-            keep_alive_idle: None,
-            keep_alive_interval: None,
-            mptcp: None,
-        }),
+        Bound::Inet(address) => SocketAddressBranch::Inet(addresses::plain_inet(
+            address.map_or_else(String::new, |it| it.ip().to_string()),
+            address.map_or_else(String::new, |it| it.port().to_string()),
+        )),
         Bound::Unix(path) => SocketAddressBranch::Unix(UnixSocketAddress {
             path: path.display().to_string(),
             r#abstract: None,

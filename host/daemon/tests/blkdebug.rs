@@ -11,12 +11,13 @@ use support::*;
 
 /// A node over the file `f`.
 fn debug(name: &str, more: Value) -> (&'static str, Value) {
-    let mut options = json!({"driver": "blkdebug", "node-name": name, "image": "f"});
-    options
-        .as_object_mut()
-        .unwrap()
-        .extend(more.as_object().unwrap().clone());
-    ("blockdev-add", options)
+    (
+        "blockdev-add",
+        with(
+            json!({"driver": "blkdebug", "node-name": name, "image": "f"}),
+            &more,
+        ),
+    )
 }
 
 fn null() -> (&'static str, Value) {

@@ -16,12 +16,13 @@ fn errors_are_those_of_qsd() {
     file(&folder.path().join("raw"), 4 << 20);
     qemu_img(&["create", "-q", "-f", "qcow2", &path("qcow2"), "64M"]);
     let add = |name: &str, more: Value| {
-        let mut options = json!({"node-name": name, "file": "f", "driver": "raw"});
-        options
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        ("blockdev-add", options)
+        (
+            "blockdev-add",
+            with(
+                json!({"node-name": name, "file": "f", "driver": "raw"}),
+                &more,
+            ),
+        )
     };
     let file = |name: &str, path: String, read_only: bool| {
         let options = json!({"driver": "file", "node-name": name, "filename": path,
@@ -29,12 +30,13 @@ fn errors_are_those_of_qsd() {
         ("blockdev-add", options)
     };
     let export = |id: &str, node: &str, more: Value| {
-        let mut options = json!({"type": "nbd", "id": id, "node-name": node, "writable": true});
-        options
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        ("block-export-add", options)
+        (
+            "block-export-add",
+            with(
+                json!({"type": "nbd", "id": id, "node-name": node, "writable": true}),
+                &more,
+            ),
+        )
     };
     let resize = |name: &str, size: i64| ("block_resize", json!({"node-name": name, "size": size}));
     let delete = |name: &str| ("blockdev-del", json!({"node-name": name}));

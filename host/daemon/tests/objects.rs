@@ -27,14 +27,7 @@ fn get(path: &str, property: &str) -> (&'static str, Value) {
 
 #[test]
 fn iothreads_take_the_values_that_qsds_take() {
-    let iothread = |more: Value| {
-        let mut object = json!({"qom-type": "iothread", "id": "io"});
-        object
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        add(object)
-    };
+    let iothread = |more: Value| add(with(json!({"qom-type": "iothread", "id": "io"}), &more));
     compare(
         &[],
         &[
@@ -215,14 +208,7 @@ fn several_objects_are_read_at_once() {
 
 #[test]
 fn authorization_is_changed_as_qsds_is() {
-    let list = |more: Value| {
-        let mut object = json!({"qom-type": "authz-list", "id": "al"});
-        object
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        add(object)
-    };
+    let list = |more: Value| add(with(json!({"qom-type": "authz-list", "id": "al"}), &more));
     compare(
         &[],
         &[
@@ -337,14 +323,7 @@ fn a_list_in_a_file_is_read_again_and_denies_while_it_is_broken() {
 
 #[test]
 fn secrets_are_refused_in_qsds_words() {
-    let secret = |id: &str, more: Value| {
-        let mut object = json!({"qom-type": "secret", "id": id});
-        object
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        add(object)
-    };
+    let secret = |id: &str, more: Value| add(with(json!({"qom-type": "secret", "id": id}), &more));
     let key = "MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA=";
     let iv = "MDAwMDAwMDAwMDAwMDAwMA==";
     compare(

@@ -24,36 +24,23 @@ fn errors_are_those_of_qsd() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     file(Path::new(&path("raw")), 4 << 20);
     let f = |more: Value| {
-        let mut options = json!({"driver": "file", "node-name": "f", "filename": path("raw")});
-        options
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        options
+        with(
+            json!({"driver": "file", "node-name": "f", "filename": path("raw")}),
+            &more,
+        )
     };
     let r = |more: Value| {
-        let mut options = json!({"driver": "raw", "node-name": "r", "file": "f"});
-        options
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        options
+        with(
+            json!({"driver": "raw", "node-name": "r", "file": "f"}),
+            &more,
+        )
     };
-    let null = |more: Value| {
-        let mut options = json!({"driver": "null-co", "node-name": "n"});
-        options
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        options
-    };
+    let null = |more: Value| with(json!({"driver": "null-co", "node-name": "n"}), &more);
     let debug = |more: Value| {
-        let mut options = json!({"driver": "blkdebug", "node-name": "b", "image": "n"});
-        options
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        options
+        with(
+            json!({"driver": "blkdebug", "node-name": "b", "image": "n"}),
+            &more,
+        )
     };
     let address = json!({"type": "unix", "data": {"path": path("nbd")}});
     let throttle = json!({"driver": "throttle", "node-name": "t", "file": "f",

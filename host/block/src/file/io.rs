@@ -283,9 +283,7 @@ impl Inner {
             }
         }
     }
-}
 
-impl Inner {
     /// Is it a write that the page cache takes at once? The ring would hand it to a worker thread,
     /// which costs more than the copy.
     fn writes_inline(&self, kind: &OpKind) -> bool {

@@ -78,9 +78,7 @@ impl Inner {
     fn len(&self) -> u64 {
         self.len.load(Ordering::Acquire)
     }
-}
 
-impl Inner {
     /// Does a write of this length go to the page cache at once, on this thread?
     fn is_inline(&self, len: usize) -> bool {
         if self.trace.is_some() {

@@ -7,6 +7,7 @@ use outport_block::filter::{Compress, CopyOnRead, Filter, Throttle};
 use outport_block::format::Codec;
 use outport_block::node::Kind;
 use outport_qmp::Error;
+use outport_qmp::types::block_core::BlockdevRef;
 use outport_qmp::types::block_filter::{
     BlockdevOptionsCor, BlockdevOptionsGenericFormat, BlockdevOptionsThrottle,
 };
@@ -16,6 +17,18 @@ use super::{Made, Opening};
 use crate::graph::{Graph, Use};
 
 impl Opening<'_> {
+    /// The node that a filter is over.
+    async fn filtered(
+        &mut self,
+        name: &str,
+        file: BlockdevRef,
+        common: &Common,
+        purpose: Use,
+    ) -> Result<Arc<Node>, Error> {
+        self.child(name, "file", file, common.for_filter(), purpose)
+            .await
+    }
+
     /// `throttle`.
     pub(super) async fn throttle(
         &mut self,
@@ -23,9 +36,8 @@ impl Opening<'_> {
         options: BlockdevOptionsThrottle,
         common: &Common,
     ) -> Result<Made, Error> {
-        let inherited = common.for_filter();
         let child = self
-            .child(name, "file", options.file, inherited, Use::Filter)
+            .filtered(name, options.file, common, Use::Filter)
             .await?;
         let group = self
             .daemon
@@ -43,9 +55,8 @@ impl Opening<'_> {
         options: BlockdevOptionsGenericFormat,
         common: &Common,
     ) -> Result<Made, Error> {
-        let inherited = common.for_filter();
         let child = self
-            .child(name, "file", options.file, inherited, Use::Filter)
+            .filtered(name, options.file, common, Use::Filter)
             .await?;
         let codec = codec(&self.daemon.graph.borrow(), &child);
         let unsupported = Error::generic(format!(
@@ -64,10 +75,7 @@ impl Opening<'_> {
         options: BlockdevOptionsCor,
         common: &Common,
     ) -> Result<Made, Error> {
-        let inherited = common.for_filter();
-        let child = self
-            .child(name, "file", options.file, inherited, Use::Copy)
-            .await?;
+        let child = self.filtered(name, options.file, common, Use::Copy).await?;
         let depth_max = match &options.bottom {
             None => None,
             Some(bottom) => Some(depth(&self.daemon.graph.borrow(), &child, bottom)?),

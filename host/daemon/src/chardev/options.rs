@@ -14,6 +14,8 @@ use outport_qmp::types::sockets::{
     UnixSocketAddress,
 };
 
+use crate::addresses::plain_inet;
+
 /// A character device to make.
 pub(crate) struct Parsed {
     pub(crate) id: String,
@@ -287,22 +289,6 @@ fn inet(opts: &mut QemuOpts, host: Option<String>) -> Result<SocketAddressBranch
         ipv6: opts.take_bool("ipv6")?,
         ..plain_inet(host.unwrap_or_default(), port)
     }))
-}
-
-fn plain_inet(host: String, port: String) -> InetSocketAddress {
-    InetSocketAddress {
-        host,
-        port,
-        numeric: None,
-        to: None,
-        ipv4: None,
-        ipv6: None,
-        keep_alive: None,
-        keep_alive_count: None,
-        keep_alive_idle: None,
-        keep_alive_interval: None,
-        mptcp: None,
-    }
 }
 
 #[cfg(test)]

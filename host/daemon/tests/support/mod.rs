@@ -298,6 +298,13 @@ fn sorted(mut answer: Value) -> Value {
     answer
 }
 
+/// The members of `base` with those of `more`.
+pub(crate) fn with(mut base: Value, more: &Value) -> Value {
+    let members = base.as_object_mut().unwrap();
+    members.extend(more.as_object().unwrap().clone());
+    base
+}
+
 /// A file of `len` bytes.
 pub(crate) fn file(path: &Path, len: u64) {
     std::fs::File::create(path).unwrap().set_len(len).unwrap();
