@@ -53,6 +53,15 @@ const BACKING: u64 = 5;
 const CODED: u64 = 6;
 const SPECIAL: u64 = 7;
 
+/// The entry of the unit `distance` after that of `entry`, if both lie in one run:
+/// places in a file differ by the distance, other answers are equal.
+fn follower(entry: u64, distance: usize, unit: u64) -> u64 {
+    match entry >> KIND_SHIFT {
+        RAW | IN_PLACE | BACKING => entry.wrapping_add(distance as u64 * unit),
+        _ => entry,
+    }
+}
+
 /// Where a run of guest bytes is, as far as the map knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -128,20 +137,11 @@ impl ExtentMap {
             return unknown;
         };
         let first = (unit_index % LEAF_UNITS) as usize;
-        let entry = reading.entry(first);
-        let kind = entry >> KIND_SHIFT;
-        // Contiguous neighbours differ by one unit in the offset field.
-        let step = if matches!(kind, RAW | IN_PLACE | BACKING) {
-            unit
-        } else {
-            0
-        };
+        let entry = reading.entry(first, unit);
         let mut len = unit - within;
-        let mut expected = entry;
         let mut next = first + 1;
         while len < range.len() && next < LEAF_UNITS as usize {
-            expected = expected.wrapping_add(step);
-            if reading.entry(next) != expected {
+            if reading.entry(next, unit) != follower(entry, next - first, unit) {
                 break;
             }
             len += unit;
@@ -213,8 +213,8 @@ impl ExtentMap {
         self.make_room_for_coded(near.clone().map(|(e, _)| e));
         for (extent, part) in near {
             let skipped = part.offset() - extent.range.offset();
-            let (entry, step) = self.encode(extent, skipped);
-            self.fill(part, entry, step, evicted);
+            let entry = self.encode(extent, skipped);
+            self.fill(part, entry, evicted);
         }
     }
 
@@ -254,8 +254,7 @@ impl ExtentMap {
         }
     }
 
-    fn encode(&self, extent: &Extent, skipped: u64) -> (u64, u64) {
-        let unit = self.unit();
+    fn encode(&self, extent: &Extent, skipped: u64) -> u64 {
         let word = |kind: u64, slot: u32, offset: u64| {
             (kind << KIND_SHIFT) | (u64::from(slot) << SLOT_SHIFT) | (offset & OFFSET_MASK)
         };
@@ -266,35 +265,35 @@ impl ExtentMap {
                 in_place,
             } => {
                 let kind = if in_place { IN_PLACE } else { RAW };
-                (word(kind, slot, offset + skipped), unit)
+                word(kind, slot, offset + skipped)
             }
-            Location::Zero => (word(ZERO, 0, 0), 0),
-            Location::Hole => (word(HOLE, 0, 0), 0),
-            Location::Backing(offset) => (word(BACKING, 0, offset + skipped), unit),
+            Location::Zero => word(ZERO, 0, 0),
+            Location::Hole => word(HOLE, 0, 0),
+            Location::Backing(offset) => word(BACKING, 0, offset + skipped),
             Location::Coded(coded) => {
                 let mut table = self.coded.lock().unwrap_or_else(PoisonError::into_inner);
                 if table.len() >= CODED_MAX && !table.contains_key(&coded.unit_offset) {
-                    return (word(UNKNOWN, 0, 0), 0);
+                    return word(UNKNOWN, 0, 0);
                 }
                 table.insert(coded.unit_offset, coded);
-                (word(CODED, 0, coded.unit_offset), 0)
+                word(CODED, 0, coded.unit_offset)
             }
-            Location::Special(id) => (word(SPECIAL, 0, id), 0),
+            Location::Special(id) => word(SPECIAL, 0, id),
         }
     }
 
-    fn fill(&self, range: ByteRange, mut entry: u64, step: u64, evicted: Evicted<'_>) {
+    fn fill(&self, range: ByteRange, mut entry: u64, evicted: Evicted<'_>) {
         let mut unit_index = range.offset() >> self.unit_shift;
         let last = range.end().saturating_add(self.unit() - 1) >> self.unit_shift;
         while unit_index < last {
             let leaf_index = unit_index / LEAF_UNITS;
             let leaf = self.leaf_for(leaf_index, evicted);
             let end = last.min((leaf_index + 1) * LEAF_UNITS);
-            while unit_index < end {
-                leaf.set((unit_index % LEAF_UNITS) as usize, entry);
-                entry = entry.wrapping_add(step);
-                unit_index += 1;
-            }
+            let first = (unit_index % LEAF_UNITS) as usize;
+            let units = (end - unit_index) as usize;
+            leaf.fill(first, first + units, entry, self.unit());
+            entry = follower(entry, units, self.unit());
+            unit_index = end;
         }
     }
 
@@ -334,6 +333,11 @@ impl ExtentMap {
         if let Some((slot, range)) = run {
             evicted(slot, range);
         }
+    }
+
+    #[cfg(test)]
+    fn leaf_in_line(&self, index: u64) -> bool {
+        self.slot(index).get().is_some_and(|leaf| leaf.is_in_line())
     }
 
     fn place_of_file(&self, entry: u64) -> Place {

@@ -116,3 +116,42 @@ fn a_unit_that_was_replaced_by_a_shorter_one_is_not_believed() {
     assert_eq!(map.run(range(4096, 512)).place, Place::Unknown);
     assert_eq!(map.run(range(0, 512)).len, 512);
 }
+
+#[test]
+fn a_leaf_in_line_answers_as_its_units_do() {
+    // Mostly what lies in order, so that leaves get into line and out of it again.
+    const UNIT: u64 = 512;
+    let map = ExtentMap::new(UNIT as u32);
+    let units = 3 * LEAF_UNITS;
+    let mut model = vec![Place::Unknown; units as usize];
+    let mut seed = 1u64;
+    let mut random = |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 33) % below
+    };
+    let mut in_line = 0;
+    for _ in 0..4000 {
+        let first = random(units);
+        let last = units.min(first + 1 + random(2 * LEAF_UNITS));
+        let asked = range(first * UNIT, (last - first) * UNIT);
+        let elsewhere = if random(8) == 0 { 1 << 30 } else { 0 };
+        match random(12) {
+            0 => map.invalidate(asked),
+            _ => {
+                let extent = raw(asked.offset(), asked.len(), asked.offset() + elsewhere);
+                map.insert(&[extent], asked, &mut |_, _| {});
+            }
+        }
+        for unit in first..last {
+            let known = map.run(range(unit * UNIT, 1)).place;
+            let expected = in_place(unit * UNIT + elsewhere);
+            assert!(known == expected || known == Place::Unknown);
+            model[unit as usize] = known;
+        }
+        for (unit, place) in (0..).zip(&model) {
+            assert_eq!(map.run(range(unit * UNIT, 1)).place, *place, "unit {unit}");
+        }
+        in_line += (0..3).filter(|leaf| map.leaf_in_line(*leaf)).count();
+    }
+    assert!(in_line > 1000, "{in_line}");
+}
