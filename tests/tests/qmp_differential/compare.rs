@@ -90,7 +90,7 @@ impl At<'_> {
             (Some(Value::Array(theirs)), Some(Value::Array(ours))) => {
                 match (by_name(theirs), by_name(ours)) {
                     (Some(named), Some(others)) => {
-                        self.named(path, (theirs, &named), (ours, &others))
+                        self.named(path, (theirs, &named), (ours, &others));
                     }
                     _ => {
                         for at in 0..theirs.len().max(ours.len()) {

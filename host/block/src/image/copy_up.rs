@@ -32,11 +32,7 @@ impl Image {
     /// Copies what of the range lies in a backing node. Begun, it runs to its end.
     pub(crate) async fn copy_up_whole(self: &Arc<Self>, range: ByteRange) -> Result<(), Errno> {
         let image = self.clone();
-        Finish::new(async move {
-            let copied = image.with_space(|| image.copy_up(range)).await;
-            copied
-        })
-        .await
+        Finish::new(async move { image.with_space(|| image.copy_up(range)).await }).await
     }
 
     async fn copy_up(self: &Arc<Self>, range: ByteRange) -> Result<(), Errno> {

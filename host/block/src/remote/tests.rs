@@ -16,7 +16,7 @@ impl Memory {
     fn check(&self, range: ByteRange) {
         assert!(range.end() <= self.len_bytes(), "{range:?}");
         assert!(
-            range.len() > 0 && range.len() <= u64::from(MAX),
+            !range.is_empty() && range.len() <= u64::from(MAX),
             "{range:?}"
         );
         assert!(

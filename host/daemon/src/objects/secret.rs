@@ -123,7 +123,7 @@ fn decrypt(key: &[u8], iv: Option<&str>, mut bytes: Vec<u8>) -> Result<Vec<u8>, 
         .map_err(|_| Error::generic(format!("IV should be 16 bytes in length not {}", iv.len())))?;
     let len = bytes.len();
     let uneven = || Error::generic(format!("Length {len} must be a multiple of block size 16"));
-    if len % BLOCK_BYTES != 0 {
+    if !len.is_multiple_of(BLOCK_BYTES) {
         return Err(uneven());
     }
     let decryptor = cbc::Decryptor::<Aes256>::new(key.into(), iv.into());

@@ -123,13 +123,11 @@ impl Values {
     fn check_single(&self) -> Result<(), Error> {
         for (name, value) in &self.0 {
             match value.as_i64() {
-                Some(value) if name.ends_with("-length") => {
-                    if !(0..=LENGTH_MAX).contains(&value) {
-                        // "therange" is QEMU's.
-                        return Err(Error::generic(format!(
-                            "{name} value must be in therange [0, {LENGTH_MAX}]"
-                        )));
-                    }
+                Some(value) if name.ends_with("-length") && !(0..=LENGTH_MAX).contains(&value) => {
+                    // "therange" is QEMU's.
+                    return Err(Error::generic(format!(
+                        "{name} value must be in therange [0, {LENGTH_MAX}]"
+                    )));
                 }
                 Some(..0) => return Err(Error::generic("Property values cannot be negative")),
                 _ => {}

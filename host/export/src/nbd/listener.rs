@@ -397,7 +397,7 @@ mod tests {
     async fn a_stale_socket_makes_way_and_ours_goes_with_us() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        std::mem::forget(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let listener = Listener::bind(unix(&path)).unwrap();
         assert_eq!(
             listener.uri("x"),

@@ -179,7 +179,7 @@ fn malformed_replies_have_qemus_words() {
     );
     let ack = reply(7, ACK, b"");
     assert_eq!(
-        refused(&go(&[ack.clone()])),
+        refused(&go(std::slice::from_ref(&ack))),
         "broken server omitted NBD_INFO_EXPORT"
     );
     assert_eq!(
