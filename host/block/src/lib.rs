@@ -4,6 +4,7 @@
 //! picture; each module says what it owns, which thread runs it and what stays
 //! true.
 
+pub mod bitmap;
 pub mod engine;
 mod errno;
 pub mod error;
@@ -13,6 +14,7 @@ pub mod format;
 pub mod fuzzing;
 pub mod gate;
 pub mod image;
+pub mod metacontext;
 pub mod node;
 mod range;
 pub mod remote;

@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::bitmap::{Mark, NodeBitmaps};
 use crate::engine::background::Finish;
 use crate::engine::buffer::{Buf, IoMem};
 use crate::file::HostFile;
@@ -63,6 +64,7 @@ pub struct Node {
     read_only: AtomicBool,
     /// `discard=unmap`: discards do something.
     unmap: AtomicBool,
+    bitmaps: Arc<NodeBitmaps>,
     kind: Kind,
 }
 
@@ -100,6 +102,7 @@ impl Node {
             driver: driver.to_owned(),
             read_only: AtomicBool::new(read_only),
             unmap: AtomicBool::new(unmap),
+            bitmaps: Arc::default(),
             kind,
         })
     }
@@ -133,6 +136,12 @@ impl Node {
     pub fn set_options(&self, read_only: bool, unmap: bool) {
         self.read_only.store(read_only, Ordering::Relaxed);
         self.unmap.store(unmap, Ordering::Relaxed);
+    }
+
+    /// Its dirty bitmaps.
+    #[must_use]
+    pub const fn bitmaps(&self) -> &Arc<NodeBitmaps> {
+        &self.bitmaps
     }
 
     /// What it is.
@@ -202,7 +211,7 @@ impl Node {
         if self.is_read_only() {
             return Some(Err(Errno::Perm));
         }
-        match &self.kind {
+        let written = match &self.kind {
             Kind::File(file) => file.try_write(offset, buf),
             Kind::Raw(raw) => {
                 let window = raw.now();
@@ -213,7 +222,12 @@ impl Node {
             Kind::Filter(filter) => filter.try_write(offset, buf),
             Kind::Image(image) => image.try_write(offset, buf),
             Kind::Remote(_) => None,
+        };
+        if written.is_some() {
+            let end = offset.saturating_add(buf.len() as u64);
+            self.bitmaps.mark(ByteRange::between(offset, end));
         }
+        written
     }
 
     /// Fill the buffer from `offset`; gives it back.
@@ -261,23 +275,25 @@ impl Node {
         if self.is_read_only() {
             return refused(Errno::Perm);
         }
+        let end = offset.saturating_add(mem.len() as u64);
+        let mark = Mark::new(&self.bitmaps, ByteRange::between(offset, end));
         match &self.kind {
-            Kind::File(file) => Box::pin(file.write(offset, mem, fua)),
+            Kind::File(file) => Box::pin(mark.after(file.write(offset, mem, fua))),
             Kind::Raw(raw) => {
                 let window = raw.get();
-                Box::pin(async move {
+                Box::pin(mark.after(async move {
                     let offset = offset.checked_add(window.offset).ok_or(Errno::Inval)?;
                     let child = &window.child;
                     child.write_as(Event::WRITE_AIO, offset, mem, fua).await
-                })
+                }))
             }
-            Kind::Null { .. } => Box::pin(std::future::ready(Ok(()))),
-            Kind::Filter(filter) => filter.write(offset, mem, fua),
+            Kind::Null { .. } => Box::pin(mark.after(std::future::ready(Ok(())))),
+            Kind::Filter(filter) => Box::pin(mark.after(filter.write(offset, mem, fua))),
             Kind::Image(image) => {
                 let image = image.clone();
-                whole(async move { image.write(offset, mem, fua).await })
+                whole(mark.after(async move { image.write(offset, mem, fua).await }))
             }
-            Kind::Remote(remote) => Box::pin(remote.write(offset, mem, fua)),
+            Kind::Remote(remote) => Box::pin(mark.after(remote.write(offset, mem, fua))),
         }
     }
 
@@ -330,13 +346,19 @@ impl Node {
         buf: &Buf,
         codec: Codec,
     ) -> std::result::Result<(), Errno> {
+        let end = offset.saturating_add(buf.len() as u64);
+        let mark = || Mark::new(&self.bitmaps, ByteRange::between(offset, end));
         match &self.kind {
             _ if self.is_read_only() => Err(Errno::Perm),
             Kind::Image(image) => {
                 let (image, mem) = (image.clone(), buf.io());
-                whole(async move { image.write_compressed(offset, mem, codec).await }).await
+                let write = async move { image.write_compressed(offset, mem, codec).await };
+                whole(mark().after(write)).await
             }
-            Kind::Filter(filter) => filter.write_compressed(offset, buf, codec).await,
+            Kind::Filter(filter) => {
+                let write = filter.write_compressed(offset, buf, codec);
+                mark().after(write).await
+            }
             _ => Err(Errno::NotSup),
         }
     }
@@ -360,30 +382,38 @@ impl Node {
 
     /// The content of the range is not needed any more; a hint.
     pub fn discard(&self, range: ByteRange) -> NodeFuture<'_, ()> {
-        Box::pin(async move {
-            if self.is_read_only() {
-                return Err(Errno::Perm);
+        if self.is_read_only() {
+            return refused(Errno::Perm);
+        }
+        if !self.unmaps() {
+            return Box::pin(std::future::ready(Ok(())));
+        }
+        let mark = Mark::new(&self.bitmaps, range);
+        match &self.kind {
+            Kind::File(file) => Box::pin(mark.after(file.discard(range))),
+            Kind::Raw(raw) => {
+                let window = raw.get();
+                Box::pin(
+                    mark.after(
+                        async move { window.child.discard(shift(range, window.offset)?).await },
+                    ),
+                )
             }
-            if !self.unmaps() {
-                return Ok(());
+            // Nothing happens, and nothing is dirty.
+            Kind::Null { .. } => {
+                mark.forget();
+                Box::pin(std::future::ready(Ok(())))
             }
-            match &self.kind {
-                Kind::File(file) => file.discard(range).await,
-                Kind::Raw(raw) => {
-                    let window = raw.get();
-                    window.child.discard(shift(range, window.offset)?).await
-                }
-                Kind::Null { .. } => Ok(()),
-                Kind::Filter(filter) => filter.discard(range).await,
-                Kind::Image(image) => {
-                    let image = image.clone();
-                    whole(async move { image.discard(range, DiscardKind::Discard).await })
-                        .await
-                        .map(|_| ())
-                }
-                Kind::Remote(remote) => remote.discard(range).await,
+            Kind::Filter(filter) => Box::pin(mark.after(filter.discard(range))),
+            Kind::Image(image) => {
+                let image = image.clone();
+                whole(mark.after(async move {
+                    image.discard(range, DiscardKind::Discard).await?;
+                    Ok(())
+                }))
             }
-        })
+            Kind::Remote(remote) => Box::pin(mark.after(remote.discard(range))),
+        }
     }
 
     /// The range reads as zeroes afterwards.
@@ -408,15 +438,16 @@ impl Node {
                 return Err(Errno::Perm);
             }
             let may_unmap = may_unmap && self.unmaps();
+            let mark = Mark::new(&self.bitmaps, range);
             match &self.kind {
-                Kind::File(file) => file.zero(range, may_unmap).await,
+                Kind::File(file) => mark.after(file.zero(range, may_unmap)).await,
                 Kind::Raw(raw) => {
                     let window = raw.get();
                     let range = shift(range, window.offset)?;
-                    window.child.zero(range, may_unmap, fast).await
+                    mark.after(window.child.zero(range, may_unmap, fast)).await
                 }
                 Kind::Null { .. } => Ok(()),
-                Kind::Filter(filter) => filter.zero_fast(range, may_unmap).await,
+                Kind::Filter(filter) => mark.after(filter.zero_fast(range, may_unmap)).await,
                 Kind::Image(image) => {
                     let kind = if may_unmap {
                         DiscardKind::ZeroUnmap
@@ -424,7 +455,8 @@ impl Node {
                         DiscardKind::ZeroKeep
                     };
                     let image = image.clone();
-                    let rest = whole(async move { image.discard(range, kind).await }).await?;
+                    let work = mark.after(async move { image.discard(range, kind).await });
+                    let rest = whole(work).await?;
                     if rest[0] == range && !range.is_empty() {
                         return Err(Errno::NotSup);
                     }
@@ -433,7 +465,7 @@ impl Node {
                     }
                     Ok(())
                 }
-                Kind::Remote(remote) => remote.zero(range, may_unmap, fast).await,
+                Kind::Remote(remote) => mark.after(remote.zero(range, may_unmap, fast)).await,
             }
         })
     }
@@ -478,11 +510,12 @@ impl Node {
                     let window = raw.get();
                     window.child.status(shift(range, window.offset)?).await
                 }
+                // As in QEMU, what neither is stored nor reads as zeroes is allocated nowhere.
                 Kind::Null { zeroes, .. } => Ok(Status {
                     len,
                     data: !zeroes,
                     zero: *zeroes,
-                    depth: 1,
+                    depth: u32::from(*zeroes),
                 }),
                 Kind::Filter(filter) => filter.status(range).await,
                 Kind::Image(image) => image.status(range).await,

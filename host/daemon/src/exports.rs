@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use outport_block::bitmap::Held;
 use outport_block::filter::throttle::Undrain;
 use outport_export::{Export, ExportTotals};
 use outport_qmp::events::BlockExportDeleted;
@@ -38,6 +39,8 @@ pub(crate) struct Entry {
     pub(crate) drained: Vec<Undrain>,
     /// Id of the NBD server that offers it; `None` is the default one.
     pub(crate) server: Option<String>,
+    /// Bitmaps that it offers: commands leave them alone.
+    pub(crate) held: Vec<Held>,
 }
 
 impl Entry {
@@ -239,6 +242,7 @@ impl Exports {
         let entry = list.remove(at);
         drop(list);
         daemon.graph.borrow_mut().detach(entry.edge);
+        drop(entry.held);
         let mut totals = entry.export.totals();
         totals.in_flight = 0;
         let node = entry.export.node().name().to_owned();

@@ -15,6 +15,7 @@
 
 mod addresses;
 mod args;
+mod bitmaps;
 mod blockdev;
 mod chardev;
 mod commands;

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use outport_block::metacontext::ContextProvider;
 use outport_block::{IoThread, Node};
 use tokio::sync::Notify;
 
@@ -30,6 +31,17 @@ pub struct ExportOptions {
     pub multi_conn: bool,
     /// Clients at a time; 0: as many as the server takes.
     pub clients_max: u32,
+    /// What clients may ask of ranges beside `base:allocation`, which has id 0.
+    pub contexts: Vec<ExportContext>,
+}
+
+/// A metadata context on offer.
+#[derive(Clone, Debug)]
+pub struct ExportContext {
+    /// Its id on the wire, unique within the export.
+    pub id: u32,
+    /// Who knows.
+    pub provider: Arc<dyn ContextProvider>,
 }
 
 /// Why a client may not enter.
@@ -231,6 +243,7 @@ mod tests {
             writethrough: false,
             multi_conn: true,
             clients_max: 2,
+            contexts: Vec::new(),
         };
         let iothread = IoThread::start("t").unwrap();
         Export::new(

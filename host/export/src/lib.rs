@@ -9,5 +9,5 @@ pub mod export;
 pub mod nbd;
 pub mod stats;
 
-pub use export::{Export, ExportOptions, ExportUser, NoEntry};
+pub use export::{Export, ExportContext, ExportOptions, ExportUser, NoEntry};
 pub use stats::{ExportStats, ExportTotals};

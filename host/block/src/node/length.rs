@@ -11,8 +11,19 @@ use crate::{Errno, Error, ErrorKind, Result};
 impl Node {
     /// The node is at least `len` bytes long.
     pub(crate) fn grow_to(&self, len: u64) -> NodeFuture<'_, ()> {
+        if len <= self.len_bytes() {
+            return Box::pin(std::future::ready(Ok(())));
+        }
+        let work = self.grow(len);
+        Box::pin(async move {
+            work.await?;
+            self.bitmaps.resize(self.size());
+            Ok(())
+        })
+    }
+
+    fn grow(&self, len: u64) -> NodeFuture<'_, ()> {
         match &self.kind {
-            _ if len <= self.len_bytes() => Box::pin(std::future::ready(Ok(()))),
             Kind::File(file) => Box::pin(file.grow(len)),
             Kind::Raw(raw) if raw.now().size.is_none() => {
                 let window = raw.get();
@@ -32,6 +43,15 @@ impl Node {
 
     /// Change the length of what holds an image.
     pub(crate) fn resize_storage(&self, len: u64) -> NodeFuture<'_, ()> {
+        let work = self.set_storage(len);
+        Box::pin(async move {
+            work.await?;
+            self.bitmaps.resize(self.size());
+            Ok(())
+        })
+    }
+
+    fn set_storage(&self, len: u64) -> NodeFuture<'_, ()> {
         match &self.kind {
             Kind::File(file) => Box::pin(file.set_len(len)),
             Kind::Raw(raw) if raw.now().size.is_none() => {
@@ -55,6 +75,12 @@ impl Node {
     /// # Errors
     /// Read-only, a fixed window, or what file or format say.
     pub async fn resize(&self, len: u64) -> Result<()> {
+        self.set_len(len).await?;
+        self.bitmaps.resize(self.size());
+        Ok(())
+    }
+
+    async fn set_len(&self, len: u64) -> Result<()> {
         if self.is_read_only() {
             return Err(Error::new(ErrorKind::Invalid, "Image is read-only"));
         }

@@ -1,9 +1,12 @@
 //! The NBD server and exports (`block-export.json`).
 
 use std::rc::Rc;
+use std::sync::Arc;
 
-use outport_block::IoThread;
-use outport_export::{Export, ExportOptions};
+use outport_block::bitmap::{DirtyBitmapContext, Held};
+use outport_block::metacontext::AllocationDepth;
+use outport_block::{IoThread, Node};
+use outport_export::{Export, ExportContext, ExportOptions};
 use outport_qmp::Error;
 use outport_qmp::error::is_identifier;
 use outport_qmp::types::Empty;
@@ -13,6 +16,7 @@ use outport_qmp::types::block_export::{
     NbdServerAdd, NbdServerRemove, NbdServerStart, NbdServerStop,
 };
 
+use crate::bitmaps;
 use crate::daemon::Daemon;
 use crate::exports::Entry;
 use crate::graph::{Claim, Permissions, Use, User};
@@ -150,7 +154,7 @@ fn check_and_add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Emp
         threads,
     );
     match offered {
-        Ok(export) => {
+        Ok((export, held)) => {
             daemon.exports.add(
                 daemon,
                 Entry {
@@ -160,6 +164,7 @@ fn check_and_add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Emp
                     iothreads,
                     drained: Vec::new(),
                     server: nbd.server,
+                    held,
                 },
             );
             tracing::info!(export = id, node = options.node_name, "export added");
@@ -196,12 +201,12 @@ fn iothreads(
 fn offer_nbd(
     daemon: &Daemon,
     id: &str,
-    node: &std::sync::Arc<outport_block::Node>,
+    node: &Arc<Node>,
     nbd: &BlockExportOptionsNbd,
     writable: bool,
     writethrough: Option<bool>,
     threads: Vec<IoThread>,
-) -> Result<std::sync::Arc<Export>, Error> {
+) -> Result<(Arc<Export>, Vec<Held>), Error> {
     let server = daemon.nbd.running(nbd.server.as_deref())?;
     let name = nbd.name.clone().unwrap_or_else(|| node.name().to_owned());
     if name.len() > NBD_STRING_BYTES_MAX {
@@ -214,7 +219,7 @@ fn offer_nbd(
             "description '{description}' too long"
         )));
     }
-    check_contexts(daemon, nbd)?;
+    let (contexts, held) = contexts(daemon, node, nbd, writable)?;
     let clients_max = nbd.max_connections.unwrap_or(0);
     let export = Export::new(
         node.clone(),
@@ -227,41 +232,45 @@ fn offer_nbd(
             // One client at a time has nobody to share its flushes with.
             multi_conn: server.options().max_connections != 1 && clients_max != 1,
             clients_max,
+            contexts,
         },
         threads,
     );
     daemon.nbd.offer(nbd.server.as_deref(), export.clone())?;
-    Ok(export)
+    Ok((export, held))
 }
 
-/// There are no bitmaps, and no plugins that bring contexts.
-fn check_contexts(daemon: &Daemon, nbd: &BlockExportOptionsNbd) -> Result<(), Error> {
-    match nbd.bitmaps.iter().flatten().next() {
-        Some(BlockDirtyBitmapOrStr::Local(name)) => {
-            return Err(Error::generic(format!("Bitmap '{name}' is not found")));
-        }
-        Some(BlockDirtyBitmapOrStr::External(bitmap)) => {
-            return Err(Error::generic(
-                match daemon.graph.borrow().find(&bitmap.node) {
-                    Some(_) => format!("Dirty bitmap '{}' not found", bitmap.name),
-                    None => format!("Node '{}' not found", bitmap.node),
-                },
-            ));
-        }
-        None => {}
+/// The contexts that an export offers, with QEMU's ids: 1 is the depth, bitmaps begin at 2.
+///
+/// # Errors
+/// In QEMU's words: there is no such bitmap, or it cannot be used now.
+fn contexts(
+    daemon: &Daemon,
+    node: &Arc<Node>,
+    nbd: &BlockExportOptionsNbd,
+    writable: bool,
+) -> Result<(Vec<ExportContext>, Vec<Held>), Error> {
+    let bitmaps = nbd.bitmaps.iter().flatten();
+    let bitmaps: Vec<_> = bitmaps
+        .map(|wanted| bitmaps::to_offer(daemon, node, wanted, writable))
+        .collect::<Result<_, _>>()?;
+    if let Some(context) = nbd.metadata_contexts.iter().flatten().next() {
+        let plugin = &context.plugin;
+        return Err(Error::generic(format!(
+            "No metadata context plugin with id '{plugin}'"
+        )));
     }
+    let mut contexts = Vec::new();
     if nbd.allocation_depth == Some(true) {
-        return Err(Error::generic(
-            "Parameter 'allocation-depth' is not supported",
-        ));
+        contexts.push(ExportContext {
+            id: 1,
+            provider: Arc::new(AllocationDepth::new(node.clone())),
+        });
     }
-    match nbd.metadata_contexts.iter().flatten().next() {
-        Some(context) => {
-            let plugin = &context.plugin;
-            Err(Error::generic(format!(
-                "No metadata context plugin with id '{plugin}'"
-            )))
-        }
-        None => Ok(()),
+    for (id, bitmap) in (2..).zip(&bitmaps) {
+        let provider = Arc::new(DirtyBitmapContext::new(bitmap.clone()));
+        contexts.push(ExportContext { id, provider });
     }
+    let held = bitmaps.iter().map(|bitmap| bitmap.hold()).collect();
+    Ok((contexts, held))
 }

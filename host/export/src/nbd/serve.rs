@@ -20,6 +20,7 @@ use super::reply::{ReplyMode, ReplyTo};
 use super::session::{Checked, Operation};
 use super::status::StatusExtents;
 use super::wire::Request;
+use crate::export::Export;
 
 /// From this size on, reads of warm files are sent from the page cache.
 const SENDFILE_MIN: u64 = 16 << 10;
@@ -272,36 +273,13 @@ fn status(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange) 
     let task = Task::begin(shared, 0);
     tokio::task::spawn_local(async move {
         let mut head = Vec::new();
-        let node = task.0.user.export().node();
-        let available = node.size().saturating_sub(range.offset());
+        let export = task.0.user.export();
+        let available = export.node().size().saturating_sub(range.offset());
         let ids: Vec<u32> = task.0.session.contexts_in(mask).map(|c| c.id).collect();
         for (n, id) in ids.iter().enumerate() {
             let mut extents = StatusExtents::new(one, range.len(), available, mask.count());
-            loop {
-                let at = range.offset() + extents.covered();
-                // Look past the end of the request: the last extent may, too.
-                let rest = ByteRange::between(at, node.size());
-                if rest.is_empty() {
-                    break;
-                }
-                match node.status(rest).await {
-                    Ok(status) => {
-                        let mut flags = 0;
-                        if !status.data {
-                            flags |= STATE_HOLE;
-                        }
-                        if status.zero {
-                            flags |= STATE_ZERO;
-                        }
-                        if !extents.push(status.len, flags) {
-                            break;
-                        }
-                    }
-                    Err(e) => {
-                        task.error(to, checked.operation, e);
-                        return;
-                    }
-                }
+            if let Err(e) = describe(export, *id, range, &mut extents).await {
+                return task.error(to, checked.operation, e);
             }
             extents.finish(&to, *id, n + 1 == ids.len(), &mut head);
         }
@@ -310,6 +288,43 @@ fn status(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange) 
             payload: None,
         });
     });
+}
+
+/// Fills in what the context `id` has to say of the range.
+async fn describe(
+    export: &Export,
+    id: u32,
+    range: ByteRange,
+    extents: &mut StatusExtents,
+) -> Result<(), Errno> {
+    let node = export.node();
+    let rest = |extents: &StatusExtents, end| {
+        let at = range.offset() + extents.covered();
+        Some(ByteRange::between(at, end)).filter(|rest| !rest.is_empty())
+    };
+    let mut offered = export.options().contexts.iter();
+    let Some(context) = offered.find(|context| context.id == id) else {
+        // Look past the end of the request: the last extent may, too.
+        while let Some(rest) = rest(extents, node.size()) {
+            let status = node.status(rest).await?;
+            let hole = if status.data { 0 } else { STATE_HOLE };
+            let zero = if status.zero { STATE_ZERO } else { 0 };
+            if !extents.push(status.len, hole | zero) {
+                break;
+            }
+        }
+        return Ok(());
+    };
+    while let Some(rest) = rest(extents, range.end()) {
+        let before = extents.covered();
+        let told = context.provider.extents(rest, extents.room()).await?;
+        let more = told.iter().all(|it| extents.push(it.len, it.flags));
+        // Who has nothing to say is not asked again: what is missing is status 0.
+        if !more || extents.covered() == before {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Carry out in a task and answer with success or an error.

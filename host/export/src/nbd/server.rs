@@ -95,12 +95,23 @@ fn info(export: &Export) -> ExportInfo {
         },
         block_size_required: false,
         tls_only: false,
-        contexts: vec![ContextInfo {
-            name: "base:allocation".to_owned(),
-            id: 0,
-            wide: false,
-        }],
+        contexts: contexts(export),
     }
+}
+
+fn contexts(export: &Export) -> Vec<ContextInfo> {
+    let base = ContextInfo {
+        name: "base:allocation".to_owned(),
+        id: 0,
+        wide: false,
+    };
+    let offered = export.options().contexts.iter();
+    let offered = offered.map(|context| ContextInfo {
+        name: context.provider.name().to_owned(),
+        id: context.id,
+        wide: context.provider.is_wide(),
+    });
+    std::iter::once(base).chain(offered).collect()
 }
 
 /// A running server.

@@ -66,6 +66,12 @@ impl StatusExtents {
         !self.full
     }
 
+    /// How many more extents are of use: one too many shows where the last one ends.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.extents_max + 1 - self.extents.len()
+    }
+
     /// Bytes covered so far, from the request's offset: where the next extent begins.
     #[must_use]
     pub fn covered(&self) -> u64 {

@@ -1,0 +1,155 @@
+//! The bitmaps of one node, and what its writes mark.
+//!
+//! The list is the control plane's, behind a mutex that writers take only where an image outgrows
+//! its file's bitmaps. What writes mark is a copy of it, exchanged as a whole (`publish`) and
+//! counted: a writer that meets an exchange marks what came after it, too.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwapOption;
+
+use super::{Bits, DirtyBitmap};
+use crate::ByteRange;
+
+/// The bitmaps of one node.
+#[derive(Debug, Default)]
+pub struct NodeBitmaps {
+    /// Whether writes mark anything: all that a node without bitmaps pays for.
+    any: AtomicBool,
+    marked: ArcSwapOption<Vec<Arc<Bits>>>,
+    publications: AtomicU64,
+    /// Newest first.
+    list: Mutex<Vec<Arc<DirtyBitmap>>>,
+}
+
+impl NodeBitmaps {
+    // === control plane ===
+
+    fn list(&self) -> MutexGuard<'_, Vec<Arc<DirtyBitmap>>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bitmaps, newest first.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<DirtyBitmap>> {
+        self.list().clone()
+    }
+
+    /// The bitmap of this name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<Arc<DirtyBitmap>> {
+        self.list().iter().find(|it| it.name() == name).cloned()
+    }
+
+    /// Adds a bitmap, whose name is new here. It records from [`NodeBitmaps::publish`] on.
+    pub fn insert(&self, bitmap: Arc<DirtyBitmap>) {
+        self.list().insert(0, bitmap);
+    }
+
+    /// Takes a bitmap out; it records until [`NodeBitmaps::publish`].
+    pub fn remove(&self, bitmap: &Arc<DirtyBitmap>) {
+        self.list().retain(|it| !Arc::ptr_eq(it, bitmap));
+    }
+
+    /// From now on writes mark the bits of the bitmaps that are enabled now. Marks of writes that
+    /// ended before are seen by the caller.
+    pub fn publish(&self) {
+        self.publish_list(&self.list());
+    }
+
+    fn publish_list(&self, list: &[Arc<DirtyBitmap>]) {
+        let enabled = list.iter().filter(|it| it.is_enabled());
+        let bits: Vec<_> = enabled.map(|it| it.bits()).collect();
+        let any = !bits.is_empty();
+        self.marked.store(any.then(|| Arc::new(bits)));
+        self.any.store(any, Ordering::SeqCst);
+        self.publications.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The node has another length.
+    pub fn resize(&self, size: u64) {
+        let list = self.list();
+        if list.is_empty() {
+            return;
+        }
+        for bitmap in list.iter().filter(|it| it.bits().size() != size) {
+            bitmap.replace_bits(Arc::new(bitmap.bits().resized(size)));
+        }
+        self.publish_list(&list);
+    }
+
+    // === writers ===
+
+    /// A write to this range ended, well or not.
+    #[inline]
+    pub(crate) fn mark(&self, range: ByteRange) {
+        if self.any.load(Ordering::Relaxed) && !range.is_empty() {
+            self.mark_all(range);
+        }
+    }
+
+    fn mark_all(&self, range: ByteRange) {
+        loop {
+            let publication = self.publications.load(Ordering::SeqCst);
+            let mut fits = true;
+            if let Some(all) = &*self.marked.load() {
+                for bits in all.iter() {
+                    fits &= bits.mark(range);
+                }
+            }
+            if !fits && self.make_room(range.end()) {
+                continue;
+            }
+            if self.publications.load(Ordering::SeqCst) == publication {
+                return;
+            }
+        }
+    }
+
+    /// A write went past the end. `false`: no bitmap can have more bits.
+    fn make_room(&self, end: u64) -> bool {
+        let list = self.list();
+        let mut grown = false;
+        for bitmap in list.iter() {
+            let bits = bitmap.bits();
+            if bits.size() < end {
+                let roomy = bits.with_room(end);
+                grown |= roomy.has_room_for(end);
+                bitmap.replace_bits(Arc::new(roomy));
+            }
+        }
+        self.publish_list(&list);
+        grown
+    }
+}
+
+/// A write in progress: marked when it ended, and also if nobody waits for its end.
+///
+/// Owns its way to the bitmaps, because what was begun ends without its requester.
+pub(crate) struct Mark(Arc<NodeBitmaps>, ByteRange);
+
+impl Mark {
+    pub(crate) fn new(bitmaps: &Arc<NodeBitmaps>, range: ByteRange) -> Self {
+        Self(bitmaps.clone(), range)
+    }
+
+    /// There is nothing to mark after all.
+    pub(crate) fn forget(mut self) {
+        self.1 = ByteRange::default();
+    }
+
+    /// Does the work, then marks.
+    pub(crate) async fn after<T>(self, work: impl Future<Output = T>) -> T {
+        let done = work.await;
+        drop(self);
+        done
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        self.0.mark(self.1);
+    }
+}

@@ -1,0 +1,154 @@
+//! Bits against a list of booleans; writers that meet the control plane.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::ByteRange;
+use crate::metacontext::ContextProvider;
+
+const KIB: u64 = 1024;
+
+fn between(start: u64, end: u64) -> ByteRange {
+    ByteRange::between(start, end)
+}
+
+/// What is dirty, granule by granule.
+fn listed(bits: &Bits) -> Vec<bool> {
+    let bit = |at: u64| bits.word(at / 64) >> (at % 64) & 1 == 1;
+    (0..bits.granules()).map(bit).collect()
+}
+
+/// The same as told run by run.
+fn told(bits: &Bits) -> Vec<bool> {
+    let (mut list, mut rest) = (Vec::new(), between(0, bits.size()));
+    while !rest.is_empty() {
+        let (len, dirty) = bits.run(rest);
+        let granules = len.div_ceil(bits.granularity());
+        list.extend(std::iter::repeat_n(dirty, granules as usize));
+        rest = between(rest.offset() + len, rest.end());
+    }
+    list
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn bits_are_a_list_of_granules(
+        size in 1u64..200_000_000,
+        shift in 9u32..13,
+        marks in proptest::collection::vec((0u64..200_000_000, 1u64..60_000_000), 0..6),
+        other in 1u64..200_000_000,
+    ) {
+        let bits = Bits::new(size, 1 << shift).unwrap();
+        let mut model = vec![false; size.div_ceil(1 << shift) as usize];
+        for (offset, len) in marks {
+            let range = between(offset.min(size), (offset + len).min(size));
+            bits.mark(range);
+            if !range.is_empty() {
+                let last = ((range.end() - 1) >> shift) as usize;
+                model[(range.offset() >> shift) as usize..=last].fill(true);
+            }
+        }
+        prop_assert_eq!(&listed(&bits), &model);
+        prop_assert_eq!(&told(&bits), &model);
+        prop_assert_eq!(bits.count(), model.iter().filter(|it| **it).count() as u64);
+
+        let resized = bits.resized(other);
+        let granules = other.div_ceil(1 << shift) as usize;
+        model.truncate(size.min(other).div_ceil(1 << shift) as usize);
+        model.resize(granules, false);
+        prop_assert_eq!(listed(&resized), model);
+
+        let coarse = Bits::new(size, 1 << (shift + 2)).unwrap();
+        coarse.merge(&bits);
+        for (at, dirty) in listed(&bits).into_iter().enumerate() {
+            prop_assert!(!dirty || listed(&coarse)[at / 4]);
+        }
+    }
+}
+
+#[test]
+fn whole_leaves_cost_a_bit() {
+    // 16 TiB of 512-byte granules at once.
+    let bits = Bits::new(1 << 44, 512).unwrap();
+    bits.mark(between(0, 1 << 44));
+    assert_eq!(bits.run(between(5, 1 << 44)), ((1 << 44) - 5, true));
+    assert!(Bits::new((1 << 44) + 1, 512).is_none());
+}
+
+fn node_bitmaps(size: u64) -> (Arc<NodeBitmaps>, Arc<DirtyBitmap>) {
+    let bitmaps = Arc::<NodeBitmaps>::default();
+    let bitmap = DirtyBitmap::new("b", 512, size, true).unwrap();
+    bitmaps.insert(bitmap.clone());
+    bitmaps.publish();
+    (bitmaps, bitmap)
+}
+
+#[test]
+fn a_write_behind_the_end_makes_room() {
+    let (bitmaps, bitmap) = node_bitmaps(512);
+    for at in [1, 40 << 20, 3 << 30] {
+        bitmaps.mark(between(at, at + 1));
+        assert_eq!(bitmap.bits().run(between(at, at + 1)), (1, true));
+    }
+    assert_eq!(bitmap.bits().count(), 3);
+    assert_eq!(bitmap.bits().size(), (3 << 30) + 1);
+}
+
+/// Checkpoints under writers: every write is in one of the bitmaps that were taken.
+#[test]
+fn no_write_falls_between_two_bitmaps() {
+    const WRITERS: u64 = 3;
+    const GRANULES: u64 = 4096;
+    let (bitmaps, first) = node_bitmaps(WRITERS * GRANULES * 512);
+    let (done, wrote) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut taken = vec![first.bits()];
+    std::thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let (bitmaps, wrote) = (&bitmaps, &wrote);
+            scope.spawn(move || {
+                for at in 0..GRANULES {
+                    let at = (writer * GRANULES + at) * 512;
+                    bitmaps.mark(between(at, at + 512));
+                    wrote.fetch_add(1, Ordering::SeqCst);
+                    if at % (64 * 512) == 0 {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+        // Clear again and again, keeping what was cleared, while they write.
+        while !done.load(Ordering::Relaxed) {
+            let before = wrote.load(Ordering::SeqCst);
+            first.replace_bits(Arc::new(first.bits().cleaned()));
+            bitmaps.publish();
+            // What was taken holds all writes that had ended.
+            let sum: u64 = taken.iter().map(|bits| bits.count()).sum();
+            assert!(sum >= before, "{sum} of {before}");
+            taken.push(first.bits());
+            done.store(before == WRITERS * GRANULES, Ordering::Relaxed);
+            std::thread::yield_now();
+        }
+    });
+    let all = Bits::new(WRITERS * GRANULES * 512, 512).unwrap();
+    taken.iter().for_each(|bits| all.merge(bits));
+    assert_eq!(all.count(), WRITERS * GRANULES);
+}
+
+#[tokio::test]
+async fn a_context_tells_runs_within_its_budget() {
+    let (bitmaps, bitmap) = node_bitmaps(1024 * KIB);
+    for at in 0..10 {
+        bitmaps.mark(between(at * 4 * KIB, at * 4 * KIB + 1));
+    }
+    let context = DirtyBitmapContext::new(bitmap);
+    assert_eq!(context.name(), "qemu:dirty-bitmap:b");
+    let all = between(0, 1024 * KIB);
+    let some = context.extents(all, 3).await.unwrap();
+    let told: Vec<_> = some.iter().map(|it| (it.len, it.flags)).collect();
+    assert_eq!(told, [(512, 1), (7 * 512, 0), (512, 1)]);
+    assert_eq!(context.extents(all, 1000).await.unwrap().len(), 20);
+}

@@ -1,0 +1,134 @@
+//! Dirty bitmaps as commands see them: which one is meant, and what may be done with it.
+//!
+//! Control plane. The rules and the sentences are QEMU's (spec 3.3, 4.2).
+
+use std::sync::Arc;
+
+use outport_block::Node;
+use outport_block::bitmap::DirtyBitmap;
+use outport_block::node::Kind;
+use outport_qmp::Error;
+use outport_qmp::types::block_export::BlockDirtyBitmapOrStr;
+
+use crate::daemon::Daemon;
+
+/// The node that a bitmap command names.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn node(daemon: &Daemon, name: &str) -> Result<Arc<Node>, Error> {
+    let graph = daemon.graph.borrow();
+    let node = graph.find(name).map(|entry| entry.node.clone());
+    node.ok_or_else(|| Error::generic(format!("Node '{name}' not found")))
+}
+
+/// A bitmap and its node.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn find(
+    daemon: &Daemon,
+    node_name: &str,
+    name: &str,
+) -> Result<(Arc<Node>, Arc<DirtyBitmap>), Error> {
+    let node = node(daemon, node_name)?;
+    let bitmap = node.bitmaps().find(name);
+    let bitmap =
+        bitmap.ok_or_else(|| Error::generic(format!("Dirty bitmap '{name}' not found")))?;
+    Ok((node, bitmap))
+}
+
+/// Whether somebody relies on it.
+///
+/// # Errors
+/// Somebody does.
+pub(crate) fn check_idle(bitmap: &DirtyBitmap) -> Result<(), Error> {
+    if bitmap.is_busy() {
+        return Err(Error::generic(format!(
+            "Bitmap '{}' is currently in use by another operation and cannot be used",
+            bitmap.name()
+        )));
+    }
+    Ok(())
+}
+
+/// Whether its bits may be read, or it may be switched on and off.
+///
+/// # Errors
+/// Somebody relies on it, or it says nothing.
+pub(crate) fn check_usable(bitmap: &DirtyBitmap) -> Result<(), Error> {
+    check_idle(bitmap)?;
+    if bitmap.is_inconsistent() {
+        return Err(Error::generic(format!(
+            "Bitmap '{}' is inconsistent and cannot be used",
+            bitmap.name()
+        )));
+    }
+    Ok(())
+}
+
+/// Whether its image refuses writes: it could not be stored as it would be.
+///
+/// # Errors
+/// It does.
+pub(crate) fn check_storable(node: &Node, bitmap: &DirtyBitmap) -> Result<(), Error> {
+    if bitmap.is_persistent() && node.is_read_only() {
+        return Err(Error::generic(format!(
+            "Bitmap '{}' is readonly and cannot be modified",
+            bitmap.name()
+        )));
+    }
+    Ok(())
+}
+
+/// Whether its bits may be changed.
+///
+/// # Errors
+/// Somebody relies on it, it says nothing, or its image refuses writes.
+pub(crate) fn check_changeable(node: &Node, bitmap: &DirtyBitmap) -> Result<(), Error> {
+    check_idle(bitmap)?;
+    check_storable(node, bitmap)?;
+    check_usable(bitmap)
+}
+
+/// The bitmap that an export of `root` is to offer.
+///
+/// # Errors
+/// There is none, or it cannot be used now.
+pub(crate) fn to_offer(
+    daemon: &Daemon,
+    root: &Arc<Node>,
+    wanted: &BlockDirtyBitmapOrStr,
+    writable: bool,
+) -> Result<Arc<DirtyBitmap>, Error> {
+    let bitmap = match wanted {
+        BlockDirtyBitmapOrStr::External(of) => find(daemon, &of.node, &of.name)?.1,
+        BlockDirtyBitmapOrStr::Local(name) => {
+            let (node, bitmap) = below(root, name)
+                .ok_or_else(|| Error::generic(format!("Bitmap '{name}' is not found")))?;
+            // A client could not make sense of a bitmap that somebody else goes on writing to.
+            if !writable && !node.is_read_only() && bitmap.is_enabled() {
+                return Err(Error::generic(format!(
+                    "Enabled bitmap '{name}' incompatible with readonly export"
+                )));
+            }
+            bitmap
+        }
+    };
+    check_usable(&bitmap)?;
+    Ok(bitmap)
+}
+
+/// The first bitmap of this name at a node, or on its way down through filters and backing nodes.
+fn below(root: &Arc<Node>, name: &str) -> Option<(Arc<Node>, Arc<DirtyBitmap>)> {
+    let next = |node: &Arc<Node>| match node.kind() {
+        Kind::Filter(filter) => Some(filter.child().1.clone()),
+        Kind::Image(image) => image.backing(),
+        _ => None,
+    };
+    let mut nodes = std::iter::successors(Some(root.clone()), next);
+    nodes.find_map(|node| {
+        let bitmap = node.bitmaps().find(name)?;
+        Some((node, bitmap))
+    })
+}
