@@ -81,6 +81,17 @@ pub(crate) fn check_storable(node: &Node, bitmap: &DirtyBitmap) -> Result<(), Er
     Ok(())
 }
 
+/// Whether a new bitmap can be kept in the node's image.
+///
+/// # Errors
+/// Its format has no place for bitmaps.
+pub(crate) fn check_can_store(node: &Node, _name: &str, _granularity: u32) -> Result<(), Error> {
+    Err(Error::generic(format!(
+        "Can't store persistent bitmaps to {}: Operation not supported",
+        node.name()
+    )))
+}
+
 /// Whether its bits may be changed.
 ///
 /// # Errors

@@ -3,11 +3,15 @@
 //! Told from what the control plane holds: nobody waits for a node here, however slow it is. What
 //! a format says of its image is what it said when the image was opened.
 
+use std::sync::Arc;
+
 use outport_block::Node;
+use outport_block::bitmap::DirtyBitmap;
 use outport_qmp::de::{self, Mode};
 use outport_qmp::types::block_info::{
-    BlockDeviceInfo, BlockdevCacheInfo, BlockdevChild, ImageInfo, ImageInfoSpecific,
-    ImageInfoSpecificBranch, ImageInfoSpecificFile, ImageInfoSpecificFileWrapper,
+    BlockDeviceInfo, BlockDirtyInfo, BlockdevCacheInfo, BlockdevChild, ImageInfo,
+    ImageInfoSpecific, ImageInfoSpecificBranch, ImageInfoSpecificFile,
+    ImageInfoSpecificFileWrapper,
 };
 use rustix::fs::fstat;
 use serde_json::Value;
@@ -49,8 +53,22 @@ pub(crate) fn info(graph: &Graph, entry: &Entry, flat: bool) -> BlockDeviceInfo 
             no_flush: entry.no_flush,
         },
         write_threshold: 0,
-        dirty_bitmaps: None,
+        dirty_bitmaps: bitmaps(node),
     }
+}
+
+fn bitmaps(node: &Node) -> Option<Vec<BlockDirtyInfo>> {
+    let info = |bitmap: &Arc<DirtyBitmap>| BlockDirtyInfo {
+        name: Some(bitmap.name().to_owned()),
+        count: signed(bitmap.bits().count() * u64::from(bitmap.granularity())),
+        granularity: bitmap.granularity(),
+        recording: bitmap.is_enabled(),
+        busy: bitmap.is_busy(),
+        persistent: bitmap.is_persistent(),
+        inconsistent: bitmap.is_inconsistent().then_some(true),
+    };
+    let all = node.bitmaps().all();
+    (!all.is_empty()).then(|| all.iter().map(info).collect())
 }
 
 fn image(graph: &Graph, entry: &Entry, flat: bool) -> ImageInfo {

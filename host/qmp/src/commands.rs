@@ -13,6 +13,9 @@ use crate::de::{self, Mode};
 use crate::error::Error;
 use crate::introspect::Types;
 use crate::types::Empty;
+use crate::types::block_bitmap::{
+    BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, BlockDirtyBitmapSha256,
+};
 use crate::types::block_core::*;
 use crate::types::block_create::BlockdevCreate;
 use crate::types::block_debug::{
@@ -153,6 +156,28 @@ commands! {
         (Empty) -> XDbgBlockGraph [unstable];
     /// Lists guest devices, of which there are none.
     QueryBlock query_block "query-block" (QueryBlock) -> Vec<BlockInfo>;
+
+    /// Adds a dirty bitmap to a node.
+    BlockDirtyBitmapAdd block_dirty_bitmap_add "block-dirty-bitmap-add"
+        (BlockDirtyBitmapAdd) -> Empty;
+    /// Removes a dirty bitmap.
+    BlockDirtyBitmapRemove block_dirty_bitmap_remove "block-dirty-bitmap-remove"
+        (BlockDirtyBitmap) -> Empty;
+    /// Makes all of a bitmap clean.
+    BlockDirtyBitmapClear block_dirty_bitmap_clear "block-dirty-bitmap-clear"
+        (BlockDirtyBitmap) -> Empty;
+    /// Lets a bitmap record writes.
+    BlockDirtyBitmapEnable block_dirty_bitmap_enable "block-dirty-bitmap-enable"
+        (BlockDirtyBitmap) -> Empty;
+    /// Lets a bitmap record no writes.
+    BlockDirtyBitmapDisable block_dirty_bitmap_disable "block-dirty-bitmap-disable"
+        (BlockDirtyBitmap) -> Empty;
+    /// Makes dirty what is dirty in others.
+    BlockDirtyBitmapMerge block_dirty_bitmap_merge "block-dirty-bitmap-merge"
+        (BlockDirtyBitmapMerge) -> Empty;
+    /// Tells a digest of a bitmap's bits.
+    BlockDirtyBitmapDigest x_debug_block_dirty_bitmap_sha256 "x-debug-block-dirty-bitmap-sha256"
+        (BlockDirtyBitmap) -> BlockDirtyBitmapSha256 [unstable];
 
     /// Holds up the next request that comes to some place (ours).
     BlkdebugBreak x_blkdebug_break "x-blkdebug-break" (BlkdebugBreak) -> Empty [unstable];

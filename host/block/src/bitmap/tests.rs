@@ -37,10 +37,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn bits_are_a_list_of_granules(
-        size in 1u64..200_000_000,
+        size in 1u64..90_000_000,
         shift in 9u32..13,
-        marks in proptest::collection::vec((0u64..200_000_000, 1u64..60_000_000), 0..6),
-        other in 1u64..200_000_000,
+        marks in proptest::collection::vec((0u64..90_000_000, 1u64..40_000_000), 0..6),
+        other in 1u64..90_000_000,
     ) {
         let bits = Bits::new(size, 1 << shift).unwrap();
         let mut model = vec![false; size.div_ceil(1 << shift) as usize];
@@ -64,9 +64,8 @@ proptest! {
 
         let coarse = Bits::new(size, 1 << (shift + 2)).unwrap();
         coarse.merge(&bits);
-        for (at, dirty) in listed(&bits).into_iter().enumerate() {
-            prop_assert!(!dirty || listed(&coarse)[at / 4]);
-        }
+        let four: Vec<bool> = listed(&bits).chunks(4).map(|four| four.contains(&true)).collect();
+        prop_assert_eq!(listed(&coarse), four);
     }
 }
 

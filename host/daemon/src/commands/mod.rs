@@ -3,6 +3,7 @@
 //! Run by the dispatcher on the control thread. A command checks and reserves without waiting,
 //! waits for what is slow, and then changes the state without waiting.
 
+mod block_bitmap;
 mod block_core;
 mod block_create;
 mod block_debug;
@@ -20,6 +21,9 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use outport_qmp::types::Empty;
+use outport_qmp::types::block_bitmap::{
+    BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, BlockDirtyBitmapSha256,
+};
 use outport_qmp::types::block_core::{
     BlockResize, BlockdevDel, BlockdevOptions, BlockdevReopen, QueryBlock, QueryNamedBlockNodes,
 };
@@ -149,6 +153,31 @@ impl Handler for Control {
     }
     async fn query_block(&self, _: QueryBlock) -> Outcome<Vec<BlockInfo>> {
         Ok(Vec::new())
+    }
+
+    async fn block_dirty_bitmap_add(&self, arguments: BlockDirtyBitmapAdd) -> Outcome<Empty> {
+        transaction::one(&self.daemon, block_bitmap::add(arguments))
+    }
+    async fn block_dirty_bitmap_remove(&self, arguments: BlockDirtyBitmap) -> Outcome<Empty> {
+        transaction::one(&self.daemon, block_bitmap::remove(arguments))
+    }
+    async fn block_dirty_bitmap_clear(&self, arguments: BlockDirtyBitmap) -> Outcome<Empty> {
+        transaction::one(&self.daemon, block_bitmap::clear(arguments))
+    }
+    async fn block_dirty_bitmap_enable(&self, arguments: BlockDirtyBitmap) -> Outcome<Empty> {
+        transaction::one(&self.daemon, block_bitmap::enable(arguments))
+    }
+    async fn block_dirty_bitmap_disable(&self, arguments: BlockDirtyBitmap) -> Outcome<Empty> {
+        transaction::one(&self.daemon, block_bitmap::disable(arguments))
+    }
+    async fn block_dirty_bitmap_merge(&self, arguments: BlockDirtyBitmapMerge) -> Outcome<Empty> {
+        transaction::one(&self.daemon, block_bitmap::merge(arguments))
+    }
+    async fn x_debug_block_dirty_bitmap_sha256(
+        &self,
+        bitmap: BlockDirtyBitmap,
+    ) -> Outcome<BlockDirtyBitmapSha256> {
+        block_bitmap::sha256(&self.daemon, &bitmap)
     }
 
     async fn x_blkdebug_break(&self, arguments: BlkdebugBreak) -> Outcome<Empty> {

@@ -4,14 +4,19 @@
 //! first, and nothing has happened; otherwise all of them are committed. Nobody else runs in
 //! between: preparing does not wait.
 
+use std::sync::Arc;
+
+use outport_block::Node;
+use outport_block::bitmap::Bits;
 use outport_qmp::Error;
 use outport_qmp::types::Empty;
 use outport_qmp::types::transaction::{Transaction, TransactionAction, TransactionActionBranch};
 
+use super::block_bitmap;
 use crate::daemon::Daemon;
 
 /// One change on its way.
-trait Action {
+pub(super) trait Action {
     /// Checks and reserves, so that `commit` cannot fail.
     ///
     /// # Errors
@@ -19,10 +24,38 @@ trait Action {
     fn prepare(&mut self, daemon: &Daemon) -> Result<(), Error>;
 
     /// Makes the change, which was prepared.
-    fn commit(self: Box<Self>, daemon: &Daemon);
+    fn commit(self: Box<Self>, done: &mut Committed);
 
     /// Takes back what was prepared.
-    fn abort(self: Box<Self>, daemon: &Daemon);
+    fn abort(self: Box<Self>);
+}
+
+/// What is left to do when all actions were committed.
+#[derive(Default)]
+pub(super) struct Committed {
+    /// Nodes whose writes are to mark other bitmaps.
+    nodes: Vec<Arc<Node>>,
+    /// Bits that get what is dirty in others, in order.
+    pub(super) merges: Vec<(Arc<Bits>, Arc<Bits>)>,
+}
+
+impl Committed {
+    /// Writes to this node are to mark its bitmaps as they are now.
+    pub(super) fn touch(&mut self, node: &Arc<Node>) {
+        if !self.nodes.iter().any(|it| Arc::ptr_eq(it, node)) {
+            self.nodes.push(node.clone());
+        }
+    }
+
+    fn take_effect(self) {
+        for node in &self.nodes {
+            node.bitmaps().publish();
+        }
+        // Only now: what was taken from a bitmap holds the last of its writes.
+        for (into, from) in &self.merges {
+            into.merge(from);
+        }
+    }
 }
 
 /// The action that fails.
@@ -33,20 +66,33 @@ impl Action for Abort {
         Err(Error::generic("Transaction aborted using Abort action"))
     }
 
-    fn commit(self: Box<Self>, _: &Daemon) {}
+    fn commit(self: Box<Self>, _: &mut Committed) {}
 
-    fn abort(self: Box<Self>, _: &Daemon) {}
+    fn abort(self: Box<Self>) {}
 }
 
 fn action(action: TransactionAction) -> Box<dyn Action> {
+    use TransactionActionBranch as A;
     match action.branch {
-        TransactionActionBranch::Abort(_) => Box::new(Abort),
+        A::Abort(_) => Box::new(Abort),
+        A::BlockDirtyBitmapAdd(it) => block_bitmap::add(it.data),
+        A::BlockDirtyBitmapRemove(it) => block_bitmap::remove(it.data),
+        A::BlockDirtyBitmapClear(it) => block_bitmap::clear(it.data),
+        A::BlockDirtyBitmapEnable(it) => block_bitmap::enable(it.data),
+        A::BlockDirtyBitmapDisable(it) => block_bitmap::disable(it.data),
+        A::BlockDirtyBitmapMerge(it) => block_bitmap::merge(it.data),
     }
 }
 
 /// `transaction`. The completion mode concerns jobs, which no action starts so far.
 pub(super) fn run(daemon: &Daemon, arguments: Transaction) -> Result<Empty, Error> {
     all_or_nothing(daemon, arguments.actions.into_iter().map(action))?;
+    Ok(Empty {})
+}
+
+/// A command that is one action.
+pub(super) fn one(daemon: &Daemon, action: Box<dyn Action>) -> Result<Empty, Error> {
+    all_or_nothing(daemon, std::iter::once(action))?;
     Ok(Empty {})
 }
 
@@ -58,15 +104,17 @@ fn all_or_nothing(
     for mut action in actions {
         if let Err(error) = action.prepare(daemon) {
             while let Some(last) = prepared.pop() {
-                last.abort(daemon);
+                last.abort();
             }
             return Err(error);
         }
         prepared.push(action);
     }
+    let mut done = Committed::default();
     for action in prepared {
-        action.commit(daemon);
+        action.commit(&mut done);
     }
+    done.take_effect();
     Ok(())
 }
 
@@ -90,10 +138,10 @@ mod tests {
             self.tell("prepare");
             Ok(())
         }
-        fn commit(self: Box<Self>, _: &Daemon) {
+        fn commit(self: Box<Self>, _: &mut Committed) {
             self.tell("commit");
         }
-        fn abort(self: Box<Self>, _: &Daemon) {
+        fn abort(self: Box<Self>) {
             self.tell("abort");
         }
     }

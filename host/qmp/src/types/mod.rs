@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod block_bitmap;
 pub mod block_core;
 pub mod block_create;
 pub mod block_debug;
