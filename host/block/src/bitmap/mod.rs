@@ -84,7 +84,8 @@ impl DirtyBitmap {
         self.bits.load_full()
     }
 
-    /// Gives it other bits; writers use them from [`NodeBitmaps::publish`] on. Returns those before.
+    /// Gives it other bits; writers use them from [`NodeBitmaps::publish`] on. Returns what it
+    /// had.
     pub fn replace_bits(&self, bits: Arc<Bits>) -> Arc<Bits> {
         self.bits.swap(bits)
     }
