@@ -46,9 +46,10 @@ fn main() -> Result<()> {
             .with_context(|| format!("Cannot write {}", compiled.display()))?;
         writeln!(
             table,
-            "    Bundled {{ name: {:?}, wasm: include_bytes!({file:?}), \
+            "    Bundled {{ name: {:?}, kind: {:?}, wasm: include_bytes!({file:?}), \
              compiled: include_bytes!({compiled:?}) }},",
-            plugin.name
+            plugin.name,
+            component::kind(&plugin.component)?
         )?;
         watched.push(plugin.folder.join("Cargo.toml"));
         watched.push(plugin.folder.join("src"));

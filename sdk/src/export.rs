@@ -1,4 +1,4 @@
-//! The macros that turn a format into a component. On a native target they
+//! The macros that turn a format or a policy into a component. On a native target they
 //! expand to nothing, so that one source is tested and shipped.
 
 /// Make the component of a read-only format (world `format-ro`):
@@ -7,7 +7,7 @@
 #[macro_export]
 macro_rules! export_format_ro {
     ($format:ty) => {
-        $crate::export_fragments!(ReadOnly<$format>, reader);
+        $crate::export_fragments!(ReadOnly<$format>, about, reader);
     };
 }
 
@@ -16,7 +16,7 @@ macro_rules! export_format_ro {
 #[macro_export]
 macro_rules! export_format {
     ($format:ty) => {
-        $crate::export_fragments!(Writable<$format>, reader, writer);
+        $crate::export_fragments!(Writable<$format>, about, reader, writer);
     };
 }
 
@@ -26,7 +26,17 @@ macro_rules! export_format {
 #[macro_export]
 macro_rules! export_format_full {
     ($format:ty) => {
-        $crate::export_fragments!(Writable<$format>, reader, writer, creator);
+        $crate::export_fragments!(Writable<$format>, about, reader, writer, creator);
+    };
+}
+
+/// Make the component of a policy (world `authz`):
+/// `outport_sdk::export_policy!(OfficeHours);`
+#[cfg(target_arch = "wasm32")]
+#[macro_export]
+macro_rules! export_policy {
+    ($policy:ty) => {
+        $crate::export_fragments!(Decider<$policy>, about, policy);
     };
 }
 
@@ -75,4 +85,12 @@ macro_rules! export_format {
 #[macro_export]
 macro_rules! export_format_full {
     ($format:ty) => {};
+}
+
+/// Make the component of a policy (world `authz`):
+/// `outport_sdk::export_policy!(OfficeHours);`
+#[cfg(not(target_arch = "wasm32"))]
+#[macro_export]
+macro_rules! export_policy {
+    ($policy:ty) => {};
 }

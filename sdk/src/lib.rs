@@ -1,10 +1,12 @@
 //! What a vendor depends on to write an outport plugin.
 //!
-//! A plugin is a type that implements [`Format`] (read-only) or, in addition,
-//! [`WritableFormat`] and [`CreatableFormat`], and one line:
+//! An image format is a type that implements [`Format`] (read-only) or, in
+//! addition, [`WritableFormat`] and [`CreatableFormat`]; an authorization policy
+//! implements [`Policy`]. One line makes a plugin of it:
 //!
 //! ```ignore
 //! outport_sdk::export_format_ro!(Simg);
+//! outport_sdk::export_policy!(OfficeHours);
 //! ```
 //!
 //! The same code builds natively, where `cargo test` runs it against the
@@ -12,7 +14,7 @@
 //! `wasm32-unknown-unknown`, where the macro binds it to the WIT contract.
 //!
 //! Invariant: a plugin says *where* bytes are; it never moves payload. All it
-//! can reach are the files behind [`Files`] and [`Txn`].
+//! can reach are the files behind [`Files`] and [`Txn`], or [`ConfigFiles`].
 
 #![cfg_attr(not(target_arch = "wasm32"), forbid(unsafe_code))]
 #![cfg_attr(target_arch = "wasm32", deny(unsafe_code))]
@@ -22,6 +24,7 @@ mod error;
 mod export;
 mod extents;
 mod format;
+mod policy;
 mod read;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -37,4 +40,5 @@ pub use format::{
     Geometry, Grant, Granted, Info, Location, Measurement, Placement, Repair, SlotRange,
     WritableFormat, WriteIntent, WriteKind,
 };
+pub use policy::{ConfigFiles, Decision, Narrowing, Peer, Policy, Request, Transport};
 pub use read::Reader;

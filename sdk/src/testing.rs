@@ -10,6 +10,8 @@
 //! - [`model`] runs random operations on a writable one and on plain bytes;
 //! - [`crash`] cuts the power at every point of a workload and reopens.
 //!
+//! A policy needs no disk: [`TestPolicy`] asks it, with files from memory.
+//!
 //! Invariant: everything is deterministic; a failure names the seed.
 
 #![forbid(unsafe_code)]
@@ -21,6 +23,7 @@ mod extents;
 mod host;
 pub mod model;
 mod node;
+mod policy;
 mod random;
 mod ranges;
 mod trace;
@@ -29,4 +32,5 @@ mod write;
 pub use disk::Disk;
 pub use host::{Corruption, MemoryHost, TRANSFER_MAX};
 pub use node::TestNode;
+pub use policy::{MemoryConfig, TestPolicy};
 pub use random::Random;

@@ -6,6 +6,8 @@
 //! host <- imports of the component <- Host <-------------- Files, Txn
 //! ```
 //!
+//! Policies likewise, with [`Decider`] and `T: Policy`.
+//!
 //! Built for `wasm32` only. One instance is one image: what `open` returned
 //! stays in [`image`] until the instance is dropped. A panic is a trap: the
 //! hook of [`image`] logs it, then the host throws the instance away and, since
@@ -30,6 +32,8 @@ mod convert;
 mod export;
 mod image;
 mod import;
+mod policy;
 
 pub use export::{ReadOnly, Writable};
 pub use image::Instance;
+pub use policy::Decider;

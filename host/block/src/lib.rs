@@ -4,7 +4,9 @@
 //! picture; each module says what it owns, which thread runs it and what stays
 //! true.
 
+pub mod authz;
 pub mod bitmap;
+pub mod context;
 pub mod engine;
 mod errno;
 pub mod error;

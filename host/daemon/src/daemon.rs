@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use outport_block::IoThread;
+use outport_export::Policies;
 use outport_qmp::{Error, Event};
 use tokio::sync::mpsc;
 
@@ -39,6 +40,8 @@ pub(crate) struct Daemon {
     pub(crate) events: Rc<Events>,
     pub(crate) plugins: Plugins,
     pub(crate) policy: RefCell<PathPolicy>,
+    /// The authorization objects, as connections ask them.
+    pub(crate) policies: Policies,
     pub(crate) chardevs: RefCell<Chardevs>,
     pub(crate) config: Config,
     pub(crate) inherited: RefCell<Inherited>,
@@ -67,6 +70,7 @@ impl Daemon {
             plugins: Plugins::new(events.sender()),
             events,
             policy: RefCell::default(),
+            policies: Policies::default(),
             chardevs: RefCell::default(),
             config: Config::default(),
             inherited: RefCell::default(),

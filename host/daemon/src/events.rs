@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use outport_block::format::FaultKind;
 use outport_block::image::ImageEvent;
-use outport_plugin::FaultEvent;
+use outport_plugin::{FaultEvent, User};
 use outport_qmp::Event;
 use outport_qmp::envelope;
 use outport_qmp::events::{BlockImageCorrupted, OutportPluginFault};
@@ -159,9 +159,17 @@ impl EventSender {
             FaultKind::BadExtent => PluginFault::BadExtent,
             FaultKind::BadAnswer => PluginFault::BadAnswer,
         };
+        let (mut node_name, mut object, mut export) = (None, None, None);
+        match event.user.clone() {
+            User::Node(name) => node_name = Some(name),
+            User::Object(id) => object = Some(id),
+            User::Export(id) => export = Some(id),
+        }
         self.send(Event::OutportPluginFault(OutportPluginFault {
             plugin: event.plugin.clone(),
-            node_name: Some(event.node_name.clone()),
+            node_name,
+            object,
+            export,
             fault,
             message: event.message.clone(),
         }));

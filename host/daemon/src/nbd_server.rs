@@ -7,8 +7,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use outport_export::Export;
 use outport_export::nbd::{Bound, Listener, Server, ServerOptions};
+use outport_export::{Access, Export};
 use outport_qmp::Error;
 use outport_qmp::error::is_identifier;
 use outport_qmp::types::block_export::{NbdServerInfo, NbdServerOptions};
@@ -60,6 +60,7 @@ impl NbdServers {
             // The listener goes, and its socket file with it.
             return Err(Error::generic(format!("No TLS credentials with id '{id}'")));
         }
+        let strict = options.strict_authz.unwrap_or(false);
         tracing::info!(uri = listener.uri(""), "NBD server started");
         let server = Server::start(
             listener,
@@ -69,6 +70,7 @@ impl NbdServers {
                     .handshake_max_seconds
                     .unwrap_or(HANDSHAKE_MAX_SECONDS),
             },
+            Access::new(&daemon.policies, options.authz, strict),
         );
         let server = Some(Rc::new(server));
         self.list.borrow_mut().push(Entry { id, server });

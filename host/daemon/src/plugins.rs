@@ -5,7 +5,7 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use outport_plugin::{Bundled, CompileCache, PluginRegistry, RegistryConfig};
+use outport_plugin::{Bundled, CompileCache, PluginKind, PluginRegistry, RegistryConfig};
 use outport_qmp::Error;
 
 use crate::events::EventSender;
@@ -59,12 +59,15 @@ impl Plugins {
 
 fn bundled() -> Vec<Bundled> {
     let plugins = outport_plugins::bundled().iter();
-    let convert = |plugin: &outport_plugins::Bundled| Bundled {
-        name: plugin.name,
-        wasm: plugin.wasm,
-        compiled: plugin.compiled,
+    let convert = |plugin: &outport_plugins::Bundled| {
+        Some(Bundled {
+            name: plugin.name,
+            kind: PluginKind::of_world(plugin.kind)?,
+            wasm: plugin.wasm,
+            compiled: plugin.compiled,
+        })
     };
-    plugins.map(convert).collect()
+    plugins.filter_map(convert).collect()
 }
 
 /// Where compiled plugins are kept; set but empty: nowhere.

@@ -12,6 +12,7 @@ use outport_block::metacontext::ContextProvider;
 use outport_block::{IoThread, Node};
 use tokio::sync::Notify;
 
+use crate::access::Access;
 use crate::stats::{ExportStats, ExportTotals, Shards};
 
 /// What `block-export-add` says of any export.
@@ -33,6 +34,8 @@ pub struct ExportOptions {
     pub clients_max: u32,
     /// What clients may ask of ranges beside `base:allocation`, which has id 0.
     pub contexts: Vec<ExportContext>,
+    /// Who is asked about clients.
+    pub access: Access,
 }
 
 /// A metadata context on offer.
@@ -244,6 +247,7 @@ mod tests {
             multi_conn: true,
             clients_max: 2,
             contexts: Vec::new(),
+            access: Access::default(),
         };
         let iothread = IoThread::start("t").unwrap();
         Export::new(

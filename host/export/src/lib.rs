@@ -4,10 +4,14 @@
 //! nothing of image formats or of Wasm. What they share lies beside them: [`errno`] is the one
 //! table that says how an error of the block layer is told to each kind of client.
 
+pub mod access;
 pub mod errno;
 pub mod export;
+pub mod lease;
 pub mod nbd;
 pub mod stats;
 
+pub use access::{Access, Policies, PolicyTotals};
 pub use export::{Export, ExportContext, ExportOptions, ExportUser, NoEntry};
+pub use lease::Lease;
 pub use stats::{ExportStats, ExportTotals};

@@ -46,6 +46,12 @@ kinds!(
     CreateSchema "create-schema",
     Measure "measure",
     Create "create",
+    IsAllowed "is-allowed",
+    Decide "decide",
+    Reconfigure "reconfigure",
+    Contexts "contexts",
+    BlockStatus "block-status",
+    Generation "generation",
 );
 
 const CALLS: usize = CallKind::ALL.len();

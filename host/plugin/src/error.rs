@@ -104,4 +104,10 @@ pub enum PluginError {
     /// Nobody provides that driver.
     #[error("Unknown driver '{0}'")]
     UnknownDriver(String),
+    /// Nobody provides that policy.
+    #[error("There is no authorization plugin '{0}'")]
+    UnknownPolicy(String),
+    /// Nobody provides those contexts.
+    #[error("There is no metadata context plugin '{0}'")]
+    UnknownProvider(String),
 }

@@ -12,8 +12,8 @@ const PACKAGE: &str = "outport:plugin";
 /// The contract's version that this host speaks.
 pub const CONTRACT: &str = "0.1";
 
-/// Interfaces that a plugin may import from this host.
-const IMPORTS: [&str; 4] = ["log", "files", "txn", "health"];
+/// Interfaces that this host has.
+const IMPORTS: [&str; 6] = ["log", "files", "txn", "health", "config-files", "node-view"];
 
 /// Types only: components name them among their imports too.
 const TYPES: [&str; 2] = ["types", "extents"];
@@ -34,6 +34,36 @@ pub enum PluginKind {
 }
 
 impl PluginKind {
+    /// The kind with this world.
+    #[must_use]
+    pub fn of_world(word: &str) -> Option<Self> {
+        let all = [
+            Self::FormatReader,
+            Self::Format,
+            Self::FormatFull,
+            Self::Authz,
+            Self::MetadataContext,
+        ];
+        all.into_iter().find(|kind| kind.word() == word)
+    }
+
+    /// Is it an image format?
+    #[must_use]
+    pub const fn is_format(self) -> bool {
+        matches!(self, Self::FormatReader | Self::Format | Self::FormatFull)
+    }
+
+    /// The interfaces that a plugin of this kind may import.
+    const fn imports(self) -> &'static [&'static str] {
+        match self {
+            Self::FormatReader | Self::Format | Self::FormatFull => {
+                &["log", "files", "txn", "health"]
+            }
+            Self::Authz => &["log", "config-files"],
+            Self::MetadataContext => &["log", "node-view"],
+        }
+    }
+
     /// The name of its world.
     #[must_use]
     pub const fn word(self) -> &'static str {
@@ -108,6 +138,9 @@ pub(crate) fn examine(engine: &Engine, component: &Component) -> Examined {
     } else {
         None
     };
+    if let Some(kind) = found.kind {
+        found.problems.extend(foreign_imports(kind, &found.imports));
+    }
     if !newer {
         if found.kind.is_none() {
             found.problems.push(
@@ -122,6 +155,23 @@ pub(crate) fn examine(engine: &Engine, component: &Component) -> Examined {
         }
     }
     found
+}
+
+/// Imports of another kind of plugin: this one has no business with them.
+fn foreign_imports(kind: PluginKind, imports: &[String]) -> Vec<String> {
+    let names = imports.iter().filter_map(|name| Name::parse(name));
+    let foreign = names.filter(|name| {
+        name.ours()
+            && name.spoken()
+            && IMPORTS.contains(&name.interface)
+            && !kind.imports().contains(&name.interface)
+    });
+    foreign
+        .map(|name| {
+            let interface = name.interface;
+            format!("It imports {PACKAGE}/{interface}, which plugins of kind {kind} do not have")
+        })
+        .collect()
 }
 
 /// "outport:plugin/files@0.1.0" taken apart.
@@ -192,9 +242,7 @@ fn import_problem(full: &str) -> Option<String> {
         return Some(name.wrong_version("imports"));
     }
     let known = IMPORTS.contains(&name.interface) || TYPES.contains(&name.interface);
-    // Interfaces of the other worlds are judged with those worlds.
-    let other = ["node-view", "config-files"].contains(&name.interface);
-    (!known && !other).then(|| {
+    (!known).then(|| {
         format!(
             "It imports {full}, which this host (contract {CONTRACT}) does not have: a newer \
                  host is needed"

@@ -14,21 +14,42 @@ use outport_block::format::{
 use crate::bindings::{Malformed, convert};
 use crate::counters::CallKind;
 use crate::fault;
-use crate::files::NoFiles;
 use crate::format::WasmFormat;
 use crate::limits::PROBE_BYTES_MAX;
 use crate::live::{Live, run};
 use crate::plugin::Plugin;
 use crate::schema::Schema;
-use crate::store::Queueing;
+use crate::store::{Granted, Queueing};
+use crate::world::Formats;
+
+/// Whom a plugin served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum User {
+    /// The image of a node.
+    Node(String),
+    /// An authorization object.
+    Object(String),
+    /// An export's metadata contexts.
+    Export(String),
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(name) => write!(f, "node '{name}'"),
+            Self::Object(id) => write!(f, "object '{id}'"),
+            Self::Export(id) => write!(f, "export '{id}'"),
+        }
+    }
+}
 
 /// A broken contract, for whoever sends events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FaultEvent {
     /// Driver name of the plugin.
     pub plugin: String,
-    /// The node whose image it served.
-    pub node_name: String,
+    /// Whom it served.
+    pub user: User,
     /// How it broke the contract.
     pub kind: FaultKind,
     /// One sentence with the facts.
@@ -40,16 +61,16 @@ pub type FaultHook = Arc<dyn Fn(&FaultEvent) + Send + Sync>;
 
 /// Makes instances of one format plugin.
 pub struct WasmFormatFactory {
-    plugin: Arc<Plugin>,
+    plugin: Arc<Plugin<Formats>>,
     on_fault: Option<FaultHook>,
 }
 
 impl WasmFormatFactory {
-    pub(crate) fn new(plugin: Arc<Plugin>, on_fault: Option<FaultHook>) -> Self {
+    pub(crate) fn new(plugin: Arc<Plugin<Formats>>, on_fault: Option<FaultHook>) -> Self {
         Self { plugin, on_fault }
     }
 
-    pub(crate) fn plugin(&self) -> &Arc<Plugin> {
+    pub(crate) fn plugin(&self) -> &Arc<Plugin<Formats>> {
         &self.plugin
     }
 
@@ -72,7 +93,7 @@ impl WasmFormatFactory {
     pub async fn probe(&self, head: &[u8], size: u64) -> Result<u8, FormatError> {
         let head = &head[..head.len().min(PROBE_BYTES_MAX)];
         let mut live = self.blind().await?;
-        let reader = &live.reader;
+        let reader = &live.guests.reader;
         let answer = run!(
             live,
             Probe,
@@ -89,7 +110,7 @@ impl WasmFormatFactory {
     /// The format cannot make images, or a fault of the plugin.
     pub async fn create_schema(&self) -> Result<Schema, FormatError> {
         let mut live = self.blind().await?;
-        let Some(creator) = &live.creator else {
+        let Some(creator) = &live.guests.creator else {
             return self.cannot_create();
         };
         let answer = run!(
@@ -112,7 +133,7 @@ impl WasmFormatFactory {
     /// The format cannot make images, refuses the options, or faults.
     pub async fn measure(&self, options: &str) -> Result<Measurement, FormatError> {
         let mut live = self.blind().await?;
-        let Some(creator) = &live.creator else {
+        let Some(creator) = &live.guests.creator else {
             return self.cannot_create();
         };
         let answer = run!(
@@ -127,13 +148,13 @@ impl WasmFormatFactory {
     }
 
     /// An instance that sees no file, for one question.
-    async fn blind(&self) -> Result<Box<Live>, FormatError> {
-        Live::new(&self.plugin, Arc::new(NoFiles)).await
+    async fn blind(&self) -> Result<Box<Live<Formats>>, FormatError> {
+        Live::new(&self.plugin, Granted::nothing("-")).await
     }
 
     fn judge<T>(
         &self,
-        live: &Live,
+        live: &Live<Formats>,
         call: CallKind,
         answer: wasmtime::Result<T>,
     ) -> Result<T, FormatError> {
@@ -160,30 +181,36 @@ impl FormatFactory for WasmFormatFactory {
 
     fn instantiate(&self, files: Arc<dyn FormatFiles>) -> FormatFuture<'_, Box<dyn Format>> {
         Box::pin(async move {
-            let live = Live::new(&self.plugin, files).await?;
+            let live = Live::new(&self.plugin, Granted::files(files)).await?;
             let format: Box<dyn Format> = Box::new(WasmFormat::new(live));
             Ok(format)
         })
     }
 
     fn report_fault(&self, node_name: &str, fault: &Fault) {
-        self.plugin.counters.faulted(fault.kind);
-        let event = FaultEvent {
-            plugin: self.plugin.about.name.to_string(),
-            node_name: node_name.to_owned(),
-            kind: fault.kind,
-            message: fault.message.clone(),
-        };
-        tracing::error!(
-            plugin = event.plugin,
-            node = event.node_name,
-            fault = fault.kind.word(),
-            "plugin fault: {}",
-            event.message
-        );
-        if let Some(hook) = &self.on_fault {
-            hook(&event);
-        }
+        let user = User::Node(node_name.to_owned());
+        report(&self.plugin, self.on_fault.as_ref(), user, fault);
+    }
+}
+
+/// A fault is counted, logged, and handed to whoever sends events.
+pub(crate) fn report<W>(plugin: &Plugin<W>, hook: Option<&FaultHook>, user: User, fault: &Fault) {
+    plugin.counters.faulted(fault.kind);
+    let event = FaultEvent {
+        plugin: plugin.about.name.to_string(),
+        user,
+        kind: fault.kind,
+        message: fault.message.clone(),
+    };
+    tracing::error!(
+        plugin = event.plugin,
+        user = %event.user,
+        fault = fault.kind.word(),
+        "plugin fault: {}",
+        event.message
+    );
+    if let Some(hook) = hook {
+        hook(&event);
     }
 }
 

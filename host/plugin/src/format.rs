@@ -18,13 +18,14 @@ use crate::fault;
 use crate::live::{Live, run};
 use crate::plugin::Plugin;
 use crate::store::Queueing;
+use crate::world::Formats;
 
 /// One image, opened by one instance of a plugin.
 #[derive(Debug)]
 pub struct WasmFormat {
-    plugin: Arc<Plugin>,
+    plugin: Arc<Plugin<Formats>>,
     /// None: a call runs, or the instance is gone.
-    live: Option<Box<Live>>,
+    live: Option<Box<Live<Formats>>>,
     /// Why it is gone.
     gone: Option<Fault>,
     /// Whether calls that may queue writes may do so now.
@@ -35,7 +36,7 @@ pub struct WasmFormat {
 type Answer<T> = wasmtime::Result<Result<T, types::Error>>;
 
 impl WasmFormat {
-    pub(crate) fn new(live: Box<Live>) -> Self {
+    pub(crate) fn new(live: Box<Live<Formats>>) -> Self {
         let plugin = Arc::clone(&live.plugin);
         Self {
             plugin,
@@ -46,7 +47,7 @@ impl WasmFormat {
     }
 
     /// The instance, for the time of one call.
-    fn take(&mut self) -> Result<Box<Live>, FormatError> {
+    fn take(&mut self) -> Result<Box<Live<Formats>>, FormatError> {
         self.live.take().ok_or_else(|| {
             FormatError::Fault(match &self.gone {
                 Some(fault) => Fault {
@@ -64,7 +65,7 @@ impl WasmFormat {
     /// The end of a call: the answer is checked, then the instance is kept.
     fn settle<T, U>(
         &mut self,
-        mut live: Box<Live>,
+        mut live: Box<Live<Formats>>,
         kind: CallKind,
         answer: Answer<T>,
         check: impl FnOnce(T) -> Result<U, Malformed>,
@@ -114,7 +115,7 @@ macro_rules! writer {
         $self.take()?
     }};
     ($self:ident, $live:ident) => {
-        match &$live.writer {
+        match &$live.guests.writer {
             Some(writer) => writer,
             None => return $self.read_only(),
         }
@@ -135,7 +136,7 @@ impl Format for WasmFormat {
                 Queueing::ReadOnly
             };
             let mut live = self.take()?;
-            let reader = &live.reader;
+            let reader = &live.guests.reader;
             let answer = run!(
                 live,
                 Open,
@@ -153,7 +154,7 @@ impl Format for WasmFormat {
         Box::pin(async move {
             let grants = convert::to_grants(grants);
             let mut live = self.take()?;
-            let reader = &live.reader;
+            let reader = &live.guests.reader;
             let answer = run!(
                 live,
                 Activate,
@@ -169,7 +170,7 @@ impl Format for WasmFormat {
         Box::pin(async move {
             let range = convert::to_range(range);
             let mut live = self.take()?;
-            let reader = &live.reader;
+            let reader = &live.guests.reader;
             let answer = run!(live, Resolve, Queueing::NotNow, reader, call_resolve(range));
             Ok(self
                 .settle(live, CallKind::Resolve, answer, convert::extents)?
@@ -181,7 +182,7 @@ impl Format for WasmFormat {
         Box::pin(async move {
             let asked = convert::to_range(range);
             let mut live = self.take()?;
-            let reader = &live.reader;
+            let reader = &live.guests.reader;
             let answer = run!(
                 live,
                 ReadSpecial,
@@ -199,7 +200,7 @@ impl Format for WasmFormat {
     fn facts(&mut self) -> FormatFuture<'_, String> {
         Box::pin(async move {
             let mut live = self.take()?;
-            let reader = &live.reader;
+            let reader = &live.guests.reader;
             let answer = run!(live, Info, Queueing::NotNow, reader, call_info());
             Ok(self
                 .settle(live, CallKind::Info, answer, convert::json)?
@@ -353,7 +354,7 @@ impl Format for WasmFormat {
     fn create<'a>(&'a mut self, options: &'a str) -> FormatFuture<'a, Call<()>> {
         Box::pin(async move {
             let mut live = self.take()?;
-            let Some(creator) = &live.creator else {
+            let Some(creator) = &live.guests.creator else {
                 self.live = Some(live);
                 let message = format!("Format '{}' cannot make images", self.plugin.about.name);
                 return Err(FormatError::Refused {

@@ -2,13 +2,18 @@
 //! granted and nothing left behind.
 
 use std::fmt;
+use std::sync::Arc;
+
+use outport_block::format::FormatError;
+use wasmtime::component::Component;
 
 use crate::compile::{compile, sha256_hex};
 use crate::engine::PluginEngine;
 use crate::error::PluginError;
 use crate::examine::{CONTRACT, PluginKind, examine};
 use crate::limits::Limits;
-use crate::plugin::Plugin;
+use crate::plugin::{About, Plugin};
+use crate::world::{Formats, Policies, Providers, World};
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
@@ -63,30 +68,36 @@ pub fn check(wasm: &[u8]) -> Result<Report, PluginError> {
     report.kind = found.kind;
     report.imports = found.imports;
     report.problems = found.problems;
-    match found.kind {
-        Some(PluginKind::Authz | PluginKind::MetadataContext) => {
-            let kind = found.kind.map_or("", PluginKind::word);
-            report
-                .problems
-                .push(format!("This host does not run plugins of kind {kind}"));
+    let Some(kind) = found.kind.filter(|_| report.problems.is_empty()) else {
+        return Ok(report);
+    };
+    let about = match kind {
+        PluginKind::FormatReader | PluginKind::Format | PluginKind::FormatFull => {
+            about::<Formats>(&engine, &component)
         }
-        Some(_) if report.problems.is_empty() => {
-            match Plugin::load(&engine, &component, Limits::default()) {
-                Ok(plugin) => {
-                    let about = &plugin.about;
-                    report.name = Some(about.name.to_string());
-                    report.version = Some(about.version.clone());
-                    report.description = Some(about.description.clone());
-                    let properties = about.schema.json().get("properties");
-                    let names = properties.and_then(|p| p.as_object());
-                    report.options = names.into_iter().flat_map(|p| p.keys().cloned()).collect();
-                }
-                Err(e) => report.problems.push(e.to_string()),
-            }
+        PluginKind::Authz => about::<Policies>(&engine, &component),
+        PluginKind::MetadataContext => about::<Providers>(&engine, &component),
+    };
+    match about {
+        Ok(about) => {
+            report.name = Some(about.name.to_string());
+            report.version = Some(about.version);
+            report.description = Some(about.description);
+            let properties = about.schema.json().get("properties");
+            let names = properties.and_then(|p| p.as_object());
+            report.options = names.into_iter().flat_map(|p| p.keys().cloned()).collect();
         }
-        _ => {}
+        Err(e) => report.problems.push(e.to_string()),
     }
     Ok(report)
+}
+
+fn about<W: World>(
+    engine: &Arc<PluginEngine>,
+    component: &Component,
+) -> Result<About, FormatError> {
+    let plugin = Plugin::<W>::load(engine, component, Limits::default())?;
+    Ok(plugin.about.clone())
 }
 
 impl fmt::Display for Report {

@@ -12,6 +12,7 @@
 //! For the daemon: [`PluginRegistry`]. For `outport plugin check`:
 //! [`inspect::check`]. For `plugins/build`: [`precompile`].
 
+mod back_off;
 mod bindings;
 mod cache;
 mod compile;
@@ -27,20 +28,23 @@ pub mod inspect;
 pub mod limits;
 mod live;
 mod plugin;
+mod policy;
 mod query;
 mod registry;
 mod schema;
 mod store;
 mod ticker;
+mod world;
 
 pub use cache::CompileCache;
 pub use compile::{CompileError, precompile, sha256_hex};
 pub use counters::{CallKind, CallStats};
 pub use error::PluginError;
 pub use examine::{CONTRACT, PluginKind};
-pub use factory::{FaultEvent, FaultHook, WasmFormatFactory};
+pub use factory::{FaultEvent, FaultHook, User, WasmFormatFactory};
 pub use format::WasmFormat;
 pub use limits::Limits;
+pub use policy::{WasmPolicy, WasmPolicyFactory};
 pub use query::PluginInfo;
 pub use registry::{Bundled, PluginRegistry, PluginSpec, RegistryConfig};
 pub use schema::{OptionError, Schema};

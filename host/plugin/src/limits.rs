@@ -101,6 +101,27 @@ pub const LOG_LINES_PER_SECOND: u32 = 8;
 /// Corruption reports of one call that are passed on.
 pub const CORRUPTIONS_PER_CALL_MAX: u32 = 16;
 
+/// One configuration file of a policy: a list of ten thousand identities with
+/// room to grow.
+pub const CONFIG_FILE_BYTES_MAX: usize = 1 << 20;
+
+/// Configuration files that one call may read: each costs the control plane a
+/// read of the file system.
+pub const CONFIG_READS_PER_CALL_MAX: u32 = 16;
+
+/// After its first fault a policy or a provider is not tried again for so long;
+/// twice as long after each further one, up to [`BACK_OFF_MAX`].
+pub const BACK_OFF_MIN: Duration = Duration::from_millis(100);
+
+/// See [`BACK_OFF_MIN`]: a broken policy costs less than a thousandth of a core.
+pub const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+
+/// Contexts that one provider may offer; a connection selects at most 64.
+pub const CONTEXTS_MAX: usize = 256;
+
+/// Spans in one answer of a provider, and runs that it may ask for at once.
+pub const VIEW_RUNS_MAX: usize = 65_536;
+
 /// A component file. The largest known (a JavaScript policy) has 12 MB.
 pub const WASM_BYTES_MAX: u64 = 64 << 20;
 

@@ -10,35 +10,34 @@
 use std::fmt;
 use std::sync::Arc;
 
-use outport_block::format::{FormatError, FormatFiles};
+use outport_block::format::FormatError;
 use wasmtime::Store;
 
-use crate::bindings::{format_create, format_reader, format_writer, meta};
+use crate::bindings::meta;
 use crate::counters::Counted;
 use crate::fault;
 use crate::limits::CROSSING_BYTES_MAX;
 use crate::plugin::Plugin;
-use crate::store::{CallState, HostState, Queueing, on_tick};
+use crate::store::{CallState, Granted, HostState, Queueing, on_tick};
+use crate::world::World;
 
 /// A store with an instance, and its exports.
-pub(crate) struct Live {
+pub(crate) struct Live<W: World> {
     pub(crate) store: Store<HostState>,
     pub(crate) meta: meta::Guest,
-    pub(crate) reader: format_reader::Guest,
-    pub(crate) writer: Option<format_writer::Guest>,
-    pub(crate) creator: Option<format_create::Guest>,
-    pub(crate) plugin: Arc<Plugin>,
+    pub(crate) guests: W::Guests,
+    pub(crate) plugin: Arc<Plugin<W>>,
     _counted: Counted,
 }
 
-impl Live {
-    /// A fresh instance over `files`.
+impl<W: World> Live<W> {
+    /// A fresh instance that sees what is `granted`.
     pub(crate) async fn new(
-        plugin: &Arc<Plugin>,
-        files: Arc<dyn FormatFiles>,
+        plugin: &Arc<Plugin<W>>,
+        granted: Granted,
     ) -> Result<Box<Self>, FormatError> {
         let engine = &plugin.engine;
-        let state = HostState::new(Arc::clone(&plugin.about.name), files, &plugin.limits);
+        let state = HostState::new(Arc::clone(&plugin.about.name), granted, &plugin.limits);
         let mut store = Store::new(&engine.engine, state);
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(CROSSING_BYTES_MAX);
@@ -47,19 +46,19 @@ impl Live {
 
         let made = {
             let _ticking = engine.ticker.enter();
-            let exports = &plugin.exports;
-            match exports.pre.instantiate_async(&mut store).await {
-                Ok(instance) => exports.load(&mut store, &instance),
+            match plugin.pre.instantiate_async(&mut store).await {
+                Ok(instance) => plugin
+                    .meta
+                    .load(&mut store, &instance)
+                    .and_then(|meta| Ok((meta, plugin.exports.load(&mut store, &instance)?))),
                 Err(e) => Err(e),
             }
         };
         match made {
-            Ok((meta, reader, writer, creator)) => Ok(Box::new(Self {
+            Ok((meta, guests)) => Ok(Box::new(Self {
                 store,
                 meta,
-                reader,
-                writer,
-                creator,
+                guests,
                 plugin: Arc::clone(plugin),
                 _counted: Counted::new(&plugin.counters),
             })),
@@ -78,7 +77,7 @@ pub(crate) fn begin(store: &mut Store<HostState>, queueing: Queueing, ticks: Opt
     store.set_epoch_deadline(1);
 }
 
-impl fmt::Debug for Live {
+impl<W: World> fmt::Debug for Live<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Live")
             .field("plugin", &self.plugin.about.name)

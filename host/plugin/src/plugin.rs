@@ -12,18 +12,17 @@ use std::task::{Context, Poll, Waker};
 use outport_block::Errno;
 use outport_block::format::{Fault, FaultKind, FormatError};
 use serde_json::Value;
-use wasmtime::Store;
-use wasmtime::component::{Component, Instance, InstancePre};
+use wasmtime::component::{Component, InstancePre};
 
-use crate::bindings::{Malformed, format_create, format_reader, format_writer, meta};
+use crate::bindings::{Malformed, meta};
 use crate::counters::{CallKind, Counters};
 use crate::engine::PluginEngine;
 use crate::fault;
-use crate::files::NoFiles;
 use crate::limits::{JSON_BYTES_MAX, Limits, MESSAGE_BYTES_MAX, sentence};
 use crate::live::{Live, run};
 use crate::schema::Schema;
-use crate::store::{HostState, Queueing};
+use crate::store::{Granted, HostState, Queueing};
+use crate::world::World;
 
 /// What a plugin says of itself.
 #[derive(Clone, Debug)]
@@ -88,73 +87,32 @@ impl About {
     }
 }
 
-/// The exports of a component, looked up once.
-pub(crate) struct Exports {
-    pub(crate) pre: InstancePre<HostState>,
-    meta: meta::GuestIndices,
-    reader: format_reader::GuestIndices,
-    pub(crate) writer: Option<format_writer::GuestIndices>,
-    pub(crate) creator: Option<format_create::GuestIndices>,
-}
-
-type Guests = (
-    meta::Guest,
-    format_reader::Guest,
-    Option<format_writer::Guest>,
-    Option<format_create::Guest>,
-);
-
-impl Exports {
-    fn link(engine: &PluginEngine, component: &Component) -> wasmtime::Result<Self> {
-        let pre = engine.linker.instantiate_pre(component)?;
-        Ok(Self {
-            meta: meta::GuestIndices::new(&pre)?,
-            reader: format_reader::GuestIndices::new(&pre)?,
-            writer: format_writer::GuestIndices::new(&pre).ok(),
-            creator: format_create::GuestIndices::new(&pre).ok(),
-            pre,
-        })
-    }
-
-    pub(crate) fn load(
-        &self,
-        store: &mut Store<HostState>,
-        instance: &Instance,
-    ) -> wasmtime::Result<Guests> {
-        let meta = self.meta.load(&mut *store, instance)?;
-        let reader = self.reader.load(&mut *store, instance)?;
-        let writer = self
-            .writer
-            .as_ref()
-            .map(|w| w.load(&mut *store, instance))
-            .transpose()?;
-        let creator = self
-            .creator
-            .as_ref()
-            .map(|c| c.load(&mut *store, instance))
-            .transpose()?;
-        Ok((meta, reader, writer, creator))
-    }
-}
-
-/// A format plugin, ready to make instances.
-pub(crate) struct Plugin {
+/// A plugin of one kind, ready to make instances.
+pub(crate) struct Plugin<W> {
     pub(crate) engine: Arc<PluginEngine>,
-    pub(crate) exports: Exports,
+    pub(crate) pre: InstancePre<HostState>,
+    pub(crate) meta: meta::GuestIndices,
+    pub(crate) exports: W,
     pub(crate) about: About,
     pub(crate) limits: Limits,
     pub(crate) call_ticks: Option<u64>,
     pub(crate) counters: Arc<Counters>,
 }
 
-impl Plugin {
-    /// Link `component`, and ask it who it is, with no file granted.
+impl<W: World> Plugin<W> {
+    /// Link `component`, and ask it who it is, with nothing granted.
     pub(crate) fn load(
         engine: &Arc<PluginEngine>,
         component: &Component,
         limits: Limits,
     ) -> Result<Arc<Self>, FormatError> {
-        let exports = Exports::link(engine, component).map_err(|e| {
+        let linked = (|| {
+            let pre = engine.linker.instantiate_pre(component)?;
+            let meta = meta::GuestIndices::new(&pre)?;
+            let exports = W::link(&pre)?;
+            Ok::<_, wasmtime::Error>((pre, meta, exports))
+        })();
+        let (pre, meta, exports) = linked.map_err(|e| {
             let message = format!("Linking: {}", sentence(format!("{e:#}"), MESSAGE_BYTES_MAX));
             FormatError::Fault(Fault {
                 kind: FaultKind::BadAnswer,
@@ -163,6 +121,8 @@ impl Plugin {
         })?;
         let mut plugin = Arc::new(Self {
             engine: Arc::clone(engine),
+            pre,
+            meta,
             exports,
             about: About::unknown(),
             limits,
@@ -178,7 +138,7 @@ impl Plugin {
     }
 }
 
-impl fmt::Debug for Plugin {
+impl<W> fmt::Debug for Plugin<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Plugin")
             .field("about", &self.about)
@@ -186,8 +146,8 @@ impl fmt::Debug for Plugin {
     }
 }
 
-async fn describe(plugin: &Arc<Plugin>) -> Result<About, FormatError> {
-    let mut live = Live::new(plugin, Arc::new(NoFiles)).await?;
+async fn describe<W: World>(plugin: &Arc<Plugin<W>>) -> Result<About, FormatError> {
+    let mut live = Live::new(plugin, Granted::nothing("-")).await?;
     let guest = &live.meta;
     let answer = run!(live, Describe, Queueing::NotNow, guest, call_describe());
     let word = CallKind::Describe.word();

@@ -1,14 +1,12 @@
 //! What `query-plugins` and the metrics show.
 
-use std::sync::Arc;
-
-use outport_block::format::{FaultKind, FormatFactory as _};
+use outport_block::format::FaultKind;
 use serde_json::Value;
 
 use crate::counters::CallStats;
 use crate::examine::PluginKind;
 use crate::limits::Limits;
-use crate::registry::Entry;
+use crate::registry::{Card, Entry};
 
 /// One plugin, as it is now.
 #[derive(Clone, Debug)]
@@ -47,23 +45,27 @@ pub struct PluginInfo {
 
 impl PluginInfo {
     pub(crate) fn of(entry: &Entry) -> Self {
-        let plugin = entry.factory.plugin();
+        let Card {
+            about,
+            limits,
+            counters,
+        } = entry.factory.card();
         Self {
             id: entry.id.clone(),
-            name: entry.factory.name().to_owned(),
+            name: about.name.to_string(),
             kind: entry.kind,
-            version: plugin.about.version.clone(),
-            description: plugin.about.description.clone(),
-            options_schema: plugin.about.schema.json().clone(),
+            version: about.version.clone(),
+            description: about.description.clone(),
+            options_schema: about.schema.json().clone(),
             sha256: entry.sha256.clone(),
             bundled: entry.bundled,
             pinned: entry.pinned,
             overridden: false,
-            users: Arc::strong_count(&entry.factory).saturating_sub(1),
-            instances: plugin.counters.instances(),
-            limits: plugin.limits,
-            calls: plugin.counters.calls(),
-            faults: plugin.counters.faults(),
+            users: entry.factory.users(),
+            instances: counters.instances(),
+            limits,
+            calls: counters.calls(),
+            faults: counters.faults(),
         }
     }
 }

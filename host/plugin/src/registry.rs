@@ -1,8 +1,8 @@
-//! [`PluginRegistry`]: which plugins there are, by driver name.
+//! [`PluginRegistry`]: which plugins there are, by name.
 //!
 //! Owned by the daemon's control plane; no request ever comes here. The lock is
 //! held for lookups and for loading embedded code, never while an operator's
-//! plugin is read or compiled. Invariant: one driver name leads to one plugin,
+//! plugin is read or compiled. Invariant: one name leads to one plugin,
 //! an operator's pinned one before a bundled one.
 
 use std::fs::File;
@@ -10,24 +10,27 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use outport_block::format::FormatFactory as _;
 use wasmtime::component::Component;
 
 use crate::cache::{CompileCache, load_embedded};
 use crate::compile::{compile, sha256_hex};
+use crate::counters::Counters;
 use crate::engine::PluginEngine;
 use crate::error::PluginError;
 use crate::examine::{PluginKind, examine};
 use crate::factory::{FaultHook, WasmFormatFactory};
 use crate::limits::{Limits, MEMORY_MAX_CEILING, MEMORY_MAX_FLOOR, PLUGINS_MAX, WASM_BYTES_MAX};
-use crate::plugin::Plugin;
+use crate::plugin::{About, Plugin};
+use crate::policy::WasmPolicyFactory;
 use crate::query::PluginInfo;
 
 /// A plugin that is part of this program.
 #[derive(Clone, Copy, Debug)]
 pub struct Bundled {
-    /// Its driver name: what `describe` answers.
+    /// Its name: what `describe` answers.
     pub name: &'static str,
+    /// What it is, so that nothing is loaded to find a format.
+    pub kind: PluginKind,
     /// The component.
     pub wasm: &'static [u8],
     /// Output of [`precompile`](crate::precompile) for `wasm`; may be empty.
@@ -69,7 +72,52 @@ pub(crate) struct Entry {
     pub(crate) bundled: bool,
     pub(crate) pinned: bool,
     pub(crate) kind: PluginKind,
-    pub(crate) factory: Arc<WasmFormatFactory>,
+    pub(crate) factory: Factory,
+}
+
+impl Entry {
+    fn name(&self) -> &str {
+        &self.factory.card().about.name
+    }
+}
+
+/// What makes instances of a plugin, by its kind.
+#[derive(Clone)]
+pub(crate) enum Factory {
+    Format(Arc<WasmFormatFactory>),
+    Policy(Arc<WasmPolicyFactory>),
+}
+
+/// What plugins of all kinds have.
+pub(crate) struct Card<'a> {
+    pub(crate) about: &'a About,
+    pub(crate) limits: Limits,
+    pub(crate) counters: &'a Counters,
+}
+
+impl Factory {
+    pub(crate) fn card(&self) -> Card<'_> {
+        fn card<W>(plugin: &Plugin<W>) -> Card<'_> {
+            Card {
+                about: &plugin.about,
+                limits: plugin.limits,
+                counters: &plugin.counters,
+            }
+        }
+        match self {
+            Self::Format(factory) => card(factory.plugin()),
+            Self::Policy(factory) => card(factory.plugin()),
+        }
+    }
+
+    /// Nodes, objects and exports that hold it.
+    pub(crate) fn users(&self) -> usize {
+        let count = match self {
+            Self::Format(factory) => Arc::strong_count(factory),
+            Self::Policy(factory) => Arc::strong_count(factory),
+        };
+        count.saturating_sub(1)
+    }
 }
 
 #[derive(Default)]
@@ -118,13 +166,20 @@ impl PluginRegistry {
             problem,
         };
         let component = self.component(&wasm, &sha256).map_err(unfit)?;
-        let (kind, plugin) = self.describe(&component, spec.limits).map_err(unfit)?;
+        let (kind, factory) = self.describe(&component, spec.limits).map_err(unfit)?;
 
-        let name = plugin.about.name.to_string();
+        let name = factory.card().about.name.to_string();
         let mut entries = self.lock();
         self.room(&entries, &spec.id)?;
         self.name_is_free(&entries, spec, &name, pinned)?;
-        let entry = self.entry(spec.id.clone(), sha256, false, pinned, kind, plugin);
+        let entry = Entry {
+            id: spec.id.clone(),
+            sha256,
+            bundled: false,
+            pinned,
+            kind,
+            factory,
+        };
         let info = PluginInfo::of(&entry);
         entries.added.push(entry);
         tracing::info!(
@@ -159,7 +214,7 @@ impl PluginRegistry {
         }
     }
 
-    /// Remove an operator's plugin that no node uses.
+    /// Remove an operator's plugin that nothing uses.
     ///
     /// # Errors
     /// It is in use, or there is none.
@@ -168,8 +223,8 @@ impl PluginRegistry {
         let Some(at) = entries.added.iter().position(|e| e.id == id) else {
             return Err(PluginError::NotFound(id.into()));
         };
-        // A node keeps its factory as long as it lives.
-        if Arc::strong_count(&entries.added[at].factory) > 1 {
+        // A node or an object keeps its factory as long as it lives.
+        if entries.added[at].factory.users() > 0 {
             return Err(PluginError::InUse(id.into()));
         }
         entries.added.remove(at);
@@ -182,35 +237,56 @@ impl PluginRegistry {
     /// # Errors
     /// There is none, or the bundled one does not load.
     pub fn format(&self, name: &str) -> Result<Arc<WasmFormatFactory>, PluginError> {
+        let named = |entry: &Entry| entry.name() == name;
+        match self.find(name, PluginKind::is_format, named)? {
+            Some(Factory::Format(factory)) => Ok(factory),
+            _ => Err(PluginError::UnknownDriver(name.into())),
+        }
+    }
+
+    /// The policy with this name, or of the plugin object with this id; a
+    /// bundled one is loaded now if it was not yet.
+    ///
+    /// # Errors
+    /// There is none, or the bundled one does not load.
+    pub fn policy(&self, name: &str) -> Result<Arc<WasmPolicyFactory>, PluginError> {
+        let named = |entry: &Entry| entry.id == name || entry.name() == name;
+        match self.find(name, |kind| kind == PluginKind::Authz, named)? {
+            Some(Factory::Policy(factory)) => Ok(factory),
+            _ => Err(PluginError::UnknownPolicy(name.into())),
+        }
+    }
+
+    fn find(
+        &self,
+        name: &str,
+        wanted: impl Fn(PluginKind) -> bool,
+        named: impl Fn(&Entry) -> bool,
+    ) -> Result<Option<Factory>, PluginError> {
         let mut entries = self.lock();
         let Entries { added, loaded } = &*entries;
-        let found = added
-            .iter()
-            .chain(loaded)
-            .find(|e| e.factory.name() == name);
-        if let Some(entry) = found {
-            return Ok(Arc::clone(&entry.factory));
+        let mut all = added.iter().chain(loaded);
+        if let Some(entry) = all.find(|entry| wanted(entry.kind) && named(entry)) {
+            return Ok(Some(entry.factory.clone()));
         }
-        let Some(bundled) = self.config.bundled.iter().find(|b| b.name == name) else {
-            return Err(PluginError::UnknownDriver(name.into()));
+        let mut bundled = self.config.bundled.iter();
+        let Some(bundled) = bundled.find(|b| b.name == name && wanted(b.kind)) else {
+            return Ok(None);
         };
         let entry = self.load_bundled(bundled)?;
-        let factory = Arc::clone(&entry.factory);
+        let factory = entry.factory.clone();
         entries.loaded.push(entry);
-        Ok(factory)
+        Ok(Some(factory))
     }
 
     /// Driver names that [`PluginRegistry::format`] knows, sorted.
     #[must_use]
     pub fn format_names(&self) -> Vec<String> {
         let entries = self.lock();
-        let mut names: Vec<_> = self
-            .config
-            .bundled
-            .iter()
-            .map(|b| b.name.to_owned())
-            .collect();
-        names.extend(entries.added.iter().map(|e| e.factory.name().to_owned()));
+        let bundled = self.config.bundled.iter().filter(|b| b.kind.is_format());
+        let mut names: Vec<_> = bundled.map(|b| b.name.to_owned()).collect();
+        let added = entries.added.iter().filter(|e| e.kind.is_format());
+        names.extend(added.map(|e| e.name().to_owned()));
         names.sort_unstable();
         names.dedup();
         names
@@ -233,7 +309,7 @@ impl PluginRegistry {
         let Entries { added, loaded } = &*entries;
         let mut all: Vec<_> = added.iter().chain(loaded).map(PluginInfo::of).collect();
         for info in all.iter_mut().filter(|info| info.bundled) {
-            info.overridden = added.iter().any(|e| e.factory.name() == info.name);
+            info.overridden = added.iter().any(|e| e.name() == info.name);
         }
         all
     }
@@ -284,7 +360,7 @@ impl PluginRegistry {
         if self.config.reserved.iter().any(|r| r == name) {
             return taken("the host itself".into());
         }
-        if let Some(other) = entries.added.iter().find(|e| e.factory.name() == name) {
+        if let Some(other) = entries.added.iter().find(|e| e.name() == name) {
             return taken(format!("plugin '{}'", other.id));
         }
         if !pinned && self.config.bundled.iter().any(|b| b.name == name) {
@@ -314,20 +390,27 @@ impl PluginRegistry {
         &self,
         component: &Component,
         limits: Limits,
-    ) -> Result<(PluginKind, Arc<Plugin>), String> {
+    ) -> Result<(PluginKind, Factory), String> {
         let found = examine(&self.engine.engine, component);
         if let Some(problem) = found.problems.into_iter().next() {
             return Err(problem);
         }
-        let kind = match found.kind {
-            Some(
-                kind @ (PluginKind::FormatReader | PluginKind::Format | PluginKind::FormatFull),
-            ) => kind,
-            Some(kind) => return Err(format!("This host does not run plugins of kind {kind}")),
-            None => return Err("It is no plugin of any kind".into()),
+        let kind = found
+            .kind
+            .ok_or_else(|| "It is no plugin of any kind".to_owned())?;
+        let (engine, hook) = (&self.engine, self.config.on_fault.clone());
+        let factory = match kind {
+            PluginKind::FormatReader | PluginKind::Format | PluginKind::FormatFull => {
+                Plugin::load(engine, component, limits)
+                    .map(|plugin| Factory::Format(Arc::new(WasmFormatFactory::new(plugin, hook))))
+            }
+            PluginKind::Authz => Plugin::load(engine, component, limits)
+                .map(|plugin| Factory::Policy(Arc::new(WasmPolicyFactory::new(plugin, hook)))),
+            PluginKind::MetadataContext => {
+                return Err(format!("This host does not run plugins of kind {kind}"));
+            }
         };
-        let plugin = Plugin::load(&self.engine, component, limits).map_err(|e| e.to_string())?;
-        Ok((kind, plugin))
+        Ok((kind, factory.map_err(|e| e.to_string())?))
     }
 
     fn load_bundled(&self, bundled: &Bundled) -> Result<Entry, PluginError> {
@@ -346,33 +429,24 @@ impl PluginRegistry {
                 self.component(bundled.wasm, &sha256).map_err(unfit)?
             }
         };
-        let (kind, plugin) = self
+        let (kind, factory) = self
             .describe(&component, Limits::default())
             .map_err(unfit)?;
-        if &*plugin.about.name != bundled.name {
-            return Err(unfit(format!("it calls itself '{}'", plugin.about.name)));
+        let name = factory.card().about.name.clone();
+        if &*name != bundled.name {
+            return Err(unfit(format!("it calls itself '{name}'")));
         }
-        Ok(self.entry(bundled.name.into(), sha256, true, true, kind, plugin))
-    }
-
-    fn entry(
-        &self,
-        id: String,
-        sha256: String,
-        bundled: bool,
-        pinned: bool,
-        kind: PluginKind,
-        plugin: Arc<Plugin>,
-    ) -> Entry {
-        let factory = Arc::new(WasmFormatFactory::new(plugin, self.config.on_fault.clone()));
-        Entry {
-            id,
+        if kind != bundled.kind {
+            return Err(unfit(format!("it is of kind {kind}")));
+        }
+        Ok(Entry {
+            id: bundled.name.into(),
             sha256,
-            bundled,
-            pinned,
+            bundled: true,
+            pinned: true,
             kind,
             factory,
-        }
+        })
     }
 }
 

@@ -8,12 +8,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use outport_block::authz::ConfigFiles;
+use outport_block::context::NodeView;
 use outport_block::format::{FormatFiles, TxnLog};
 use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 
+use crate::files::Nothing;
 use crate::limits::{
-    CORRUPTIONS_PER_CALL_MAX, INSTANCES_MAX, LOG_BURST, LOG_LINES_PER_SECOND, Limits, MEMORIES_MAX,
-    READ_BYTES_PER_CALL_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX,
+    CONFIG_READS_PER_CALL_MAX, CORRUPTIONS_PER_CALL_MAX, INSTANCES_MAX, LOG_BURST,
+    LOG_LINES_PER_SECOND, Limits, MEMORIES_MAX, READ_BYTES_PER_CALL_MAX, TABLE_ELEMENTS_MAX,
+    TABLES_MAX,
 };
 
 /// May the running call queue writes?
@@ -35,6 +39,7 @@ pub(crate) struct CallState {
     pub(crate) queueing: Queueing,
     pub(crate) read_left: u64,
     pub(crate) corruptions_left: u32,
+    pub(crate) config_reads_left: u32,
     /// Ticks left to run; none: no deadline.
     pub(crate) ticks_left: Option<u64>,
     /// The call waited for a file since the last tick, which is not its fault.
@@ -52,6 +57,7 @@ impl CallState {
             queueing,
             read_left: READ_BYTES_PER_CALL_MAX,
             corruptions_left: CORRUPTIONS_PER_CALL_MAX,
+            config_reads_left: CONFIG_READS_PER_CALL_MAX,
             ticks_left: ticks,
             waited: false,
             deadline_hit: false,
@@ -98,20 +104,50 @@ impl LogBudget {
     }
 }
 
+/// All that one instance may see: what its kind does not need is [`Nothing`].
+#[derive(Clone)]
+pub(crate) struct Granted {
+    /// Whom it serves: a node, an object, an export. For the log.
+    pub(crate) user: Arc<str>,
+    pub(crate) files: Arc<dyn FormatFiles>,
+    pub(crate) config: Arc<dyn ConfigFiles>,
+    pub(crate) view: Arc<dyn NodeView>,
+}
+
+impl Granted {
+    /// Nothing at all.
+    pub(crate) fn nothing(user: &str) -> Self {
+        Self {
+            user: user.into(),
+            files: Arc::new(Nothing),
+            config: Arc::new(Nothing),
+            view: Arc::new(Nothing),
+        }
+    }
+
+    /// The files of an image.
+    pub(crate) fn files(files: Arc<dyn FormatFiles>) -> Self {
+        Self {
+            files: files.clone(),
+            ..Self::nothing(files.node_name())
+        }
+    }
+}
+
 /// What the host functions of one instance work on.
 pub(crate) struct HostState {
     pub(crate) plugin: Arc<str>,
-    pub(crate) files: Arc<dyn FormatFiles>,
+    pub(crate) granted: Granted,
     pub(crate) call: CallState,
     pub(crate) log: LogBudget,
     pub(crate) limiter: MemoryLimiter,
 }
 
 impl HostState {
-    pub(crate) fn new(plugin: Arc<str>, files: Arc<dyn FormatFiles>, limits: &Limits) -> Self {
+    pub(crate) fn new(plugin: Arc<str>, granted: Granted, limits: &Limits) -> Self {
         Self {
             plugin,
-            files,
+            granted,
             call: CallState::new(Queueing::NotNow, limits.call_ticks()),
             log: LogBudget::new(),
             limiter: MemoryLimiter::new(limits),

@@ -132,9 +132,9 @@ fn loading() {
         }),
     );
 
-    let name = {
+    let (name, kind) = {
         let report = outport_plugin::inspect::check(&wasm).unwrap();
-        report.name.unwrap().leak()
+        (report.name.unwrap().leak(), report.kind.unwrap())
     };
     let sha256 = Some(sha256_hex(&wasm));
     show("sha256", best(5, 1, || drop(black_box(sha256_hex(&wasm)))));
@@ -163,6 +163,7 @@ fn loading() {
 
     let bundled = Bundled {
         name,
+        kind,
         wasm: wasm.leak(),
         compiled: compiled.leak(),
     };

@@ -295,8 +295,8 @@ fn a_reported_fault_is_counted_and_announced() {
     });
     let seen = seen.lock().unwrap();
     assert_eq!(
-        (seen.len(), &*seen[0].plugin, &*seen[0].node_name),
-        (1, "traps", "disk0")
+        (seen.len(), &*seen[0].plugin, seen[0].user.to_string()),
+        (1, "traps", "node 'disk0'".to_owned())
     );
     let info = &registry.query()[0];
     assert!(
@@ -309,7 +309,12 @@ fn a_reported_fault_is_counted_and_announced() {
 
 #[test]
 fn every_named_guest_has_a_test_here() {
-    let this = include_str!("faults.rs").to_owned() + include_str!("calls.rs");
+    let this = [
+        include_str!("faults.rs"),
+        include_str!("calls.rs"),
+        include_str!("policies.rs"),
+    ]
+    .concat();
     for (name, _) in guests::ALL {
         let called = format!(
             "guests::{}()",

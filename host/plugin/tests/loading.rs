@@ -180,6 +180,7 @@ fn bundle(name: &'static str) -> Bundled {
     let compiled = precompile(&wasm).unwrap();
     Bundled {
         name,
+        kind: PluginKind::FormatReader,
         wasm: wasm.leak(),
         compiled: compiled.leak(),
     }

@@ -240,6 +240,8 @@ commands! {
     QueryIothreads query_iothreads "query-iothreads" (Empty) -> Vec<IOThreadInfo>;
     /// Says whether an authorization object lets somebody in (ours).
     AuthzCheck x_authz_check "x-authz-check" (AuthzCheck) -> AuthzDecision [unstable];
+    /// Lists the authorization objects with what they decided (ours).
+    QueryAuthz query_authz "query-authz" (Empty) -> Vec<AuthzInfo>;
     /// Lists plugins, bundled ones included (ours).
     QueryPlugins query_plugins "query-plugins" (Empty) -> Vec<PluginInfo>;
 

@@ -46,6 +46,10 @@ qapi! {
         plugin: String,
         /// The node that the plugin served.
         node_name: Option<String> = "node-name",
+        /// The authorization object that it served.
+        object: Option<String>,
+        /// The export that it served with metadata contexts.
+        export: Option<String>,
         /// How the plugin failed.
         fault: PluginFault,
         /// The details, for people.
@@ -105,6 +109,8 @@ mod tests {
         let event = Event::OutportPluginFault(OutportPluginFault {
             plugin: "acme".into(),
             node_name: None,
+            object: None,
+            export: None,
             fault: PluginFault::BadExtent,
             message: "past the end".into(),
         });

@@ -169,6 +169,26 @@ fn componentize(module: &[u8]) -> Result<Vec<u8>> {
     Ok(component)
 }
 
+/// The world that the component's exports make it.
+pub(crate) fn kind(component: &[u8]) -> Result<&'static str> {
+    let DecodedWasm::Component(resolve, world) = wit_component::decode(component)? else {
+        bail!("This is a WIT package, not a component");
+    };
+    let exports = resolve.worlds[world].exports.keys();
+    let exports: Vec<_> = exports.map(|key| resolve.name_world_key(key)).collect();
+    let has = |interface: &str| {
+        let name = format!("outport:plugin/{interface}@");
+        exports.iter().any(|export| export.starts_with(&name))
+    };
+    Ok(match () {
+        () if has("authz-policy") => "authz",
+        () if has("context-provider") => "metadata-context",
+        () if has("format-create") => "format-full",
+        () if has("format-writer") => "format",
+        () => "format-ro",
+    })
+}
+
 /// The version of `outport:plugin` that the component's exports carry.
 pub(crate) fn contract_version(component: &[u8]) -> Result<String> {
     let DecodedWasm::Component(resolve, world) = wit_component::decode(component)? else {

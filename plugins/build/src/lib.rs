@@ -9,6 +9,8 @@
 pub struct Bundled {
     /// The name of its folder, e.g. `"qcow2"`.
     pub name: &'static str,
+    /// What it is: the name of its world, e.g. `"format-full"`.
+    pub kind: &'static str,
     /// The component.
     pub wasm: &'static [u8],
     /// Native code for it, made by the wasmtime of this build; empty: compile

@@ -30,8 +30,9 @@ fn main() -> Result<()> {
     fs::write(&args.output, &plugin.component)
         .with_context(|| format!("Cannot write {}", args.output.display()))?;
     let contract = component::contract_version(&plugin.component)?;
+    let kind = component::kind(&plugin.component)?;
     println!(
-        "{} of {}: {} KiB, contract outport:plugin@{contract}",
+        "{} of {}: {kind}, {} KiB, contract outport:plugin@{contract}",
         args.output.display(),
         plugin.folder.join("Cargo.toml").display(),
         plugin.component.len().div_ceil(1024)

@@ -1,20 +1,44 @@
-//! Three fragments, each exporting what no other does. The macros of
-//! [`crate::export`] put them together: `format-ro` is the reader, `format` is
-//! reader and writer, `format-full` all three; `wit-component` joins their type
-//! sections into exactly that world. So each `Guest` trait exists once.
+//! The contract in fragments, each exporting what no other does. The macros of
+//! [`crate::export`] put them together: `format-ro` is about and reader,
+//! `format` is also writer, `format-full` also creator, `authz` is about and
+//! policy; `wit-component` joins their type sections into exactly that world. So
+//! each `Guest` trait exists once.
 
-/// `meta`, `format-reader`, and the imports of a read-only format.
+/// `meta`, and what every plugin has: the log and the shared types.
+pub mod about {
+    wit_bindgen::generate!({
+        path: "../wit",
+        inline: "
+            package outport:sdk;
+            world about {
+                import outport:plugin/types@0.1.0;
+                import outport:plugin/log@0.1.0;
+                export outport:plugin/meta@0.1.0;
+            }
+        ",
+        world: "outport:sdk/about",
+        pub_export_macro: true,
+        generate_all,
+    });
+}
+
+/// `format-reader`, and the imports of a read-only format.
 pub mod reader {
     wit_bindgen::generate!({
         path: "../wit",
         inline: "
             package outport:sdk;
             world reader {
-                include outport:plugin/format-ro@0.1.0;
+                import outport:plugin/files@0.1.0;
+                import outport:plugin/health@0.1.0;
+                export outport:plugin/format-reader@0.1.0;
             }
         ",
         world: "outport:sdk/reader",
         pub_export_macro: true,
+        with: {
+            "outport:plugin/types@0.1.0": crate::wasm::bindings::about::outport::plugin::types,
+        },
         generate_all,
     });
 }
@@ -33,7 +57,7 @@ pub mod writer {
         world: "outport:sdk/writer",
         pub_export_macro: true,
         with: {
-            "outport:plugin/types@0.1.0": crate::wasm::bindings::reader::outport::plugin::types,
+            "outport:plugin/types@0.1.0": crate::wasm::bindings::about::outport::plugin::types,
             "outport:plugin/extents@0.1.0": crate::wasm::bindings::reader::outport::plugin::extents,
         },
         generate_all,
@@ -53,7 +77,27 @@ pub mod creator {
         world: "outport:sdk/creator",
         pub_export_macro: true,
         with: {
-            "outport:plugin/types@0.1.0": crate::wasm::bindings::reader::outport::plugin::types,
+            "outport:plugin/types@0.1.0": crate::wasm::bindings::about::outport::plugin::types,
+        },
+        generate_all,
+    });
+}
+
+/// `authz-policy`, and the files of a policy.
+pub mod policy {
+    wit_bindgen::generate!({
+        path: "../wit",
+        inline: "
+            package outport:sdk;
+            world policy {
+                import outport:plugin/config-files@0.1.0;
+                export outport:plugin/authz-policy@0.1.0;
+            }
+        ",
+        world: "outport:sdk/policy",
+        pub_export_macro: true,
+        with: {
+            "outport:plugin/types@0.1.0": crate::wasm::bindings::about::outport::plugin::types,
         },
         generate_all,
     });

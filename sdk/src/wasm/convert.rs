@@ -3,7 +3,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::bindings::reader::outport::plugin::{extents, log, types};
+use super::bindings::about::outport::plugin::{log, types};
+use super::bindings::reader::outport::plugin::extents;
 use super::bindings::writer::exports::outport::plugin::format_writer;
 use super::bindings::writer::outport::plugin::txn;
 use crate::{

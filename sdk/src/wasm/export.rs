@@ -2,13 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+use super::bindings::about::exports::outport::plugin::meta;
+use super::bindings::about::outport::plugin::types;
 use super::bindings::creator::exports::outport::plugin::format_create;
-use super::bindings::reader::exports::outport::plugin::{format_reader, meta};
-use super::bindings::reader::outport::plugin::{extents, types};
+use super::bindings::reader::exports::outport::plugin::format_reader;
+use super::bindings::reader::outport::plugin::extents;
 use super::bindings::writer::exports::outport::plugin::format_writer;
 use super::image::{Instance, enter, keep, with, writable};
 use super::import::Host;
-use crate::{CreatableFormat, Extent, Format, Geometry, Grant, WritableFormat};
+use crate::{CreatableFormat, Extent, Format, Geometry, Grant, Info, WritableFormat};
 use std::marker::PhantomData;
 
 type Answer<T> = Result<T, types::Error>;
@@ -53,10 +55,28 @@ fn list<A, B: From<A>>(items: Vec<A>) -> Vec<B> {
     items.into_iter().map(B::from).collect()
 }
 
-impl<A: Adapter> meta::Guest for A {
+/// Who the plugin is.
+pub trait About {
+    /// Its own words.
+    fn info() -> Info;
+}
+
+impl<T: Format> About for ReadOnly<T> {
+    fn info() -> Info {
+        T::info()
+    }
+}
+
+impl<T: Format> About for Writable<T> {
+    fn info() -> Info {
+        T::info()
+    }
+}
+
+impl<A: About> meta::Guest for A {
     fn describe() -> meta::Info {
         enter();
-        let info = A::Image::info();
+        let info = A::info();
         meta::Info {
             name: info.name.to_owned(),
             version: info.version.to_owned(),

@@ -7,7 +7,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::bindings::reader::outport::plugin::{log, types};
+use super::bindings::about::outport::plugin::{log, types};
 use std::cell::{Cell, RefCell};
 use std::panic;
 use std::thread::LocalKey;
@@ -17,7 +17,7 @@ thread_local! {
     static HOOKED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A format with a place for its open image.
+/// A format or policy with a place for what it opened.
 pub trait Instance: Sized + 'static {
     /// The place.
     fn place() -> &'static LocalKey<RefCell<Option<Self>>>;
@@ -33,10 +33,10 @@ pub(super) fn enter() {
     }
 }
 
-/// Keep what `open` returned. An image that is open already stays.
+/// Keep what `open` returned. What is open already stays.
 pub(super) fn keep<T: Instance>(opened: T, writable: bool) -> Result<(), types::Error> {
     T::place().with_borrow_mut(|image| match image {
-        Some(_) => Err(einval("This instance has an image already")),
+        Some(_) => Err(einval("This instance is open already")),
         None => {
             *image = Some(opened);
             WRITABLE.set(writable);
@@ -57,7 +57,7 @@ pub(super) fn with<T: Instance, R>(
     enter();
     T::place().with_borrow_mut(|image| match image {
         Some(image) => call(image).map_err(types::Error::from),
-        None => Err(einval("No image is open in this instance")),
+        None => Err(einval("This instance was not opened")),
     })
 }
 

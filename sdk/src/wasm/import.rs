@@ -2,7 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::bindings::reader::outport::plugin::{files, health, log};
+use super::bindings::about::outport::plugin::log;
+use super::bindings::reader::outport::plugin::{files, health};
 use super::bindings::writer::outport::plugin::txn;
 use crate::{ByteRange, Errno, Error, Files, LogLevel, Result, Stage, Txn};
 

@@ -1,5 +1,5 @@
-//! The guests that misbehave, by name. Each is a format called after itself,
-//! and misbehaves in `resolve` unless it says otherwise.
+//! The guests that misbehave, by name. Each is a format called after itself that
+//! misbehaves in `resolve`, or a policy, unless it says otherwise.
 
 use crate::{Guest, World};
 
@@ -20,6 +20,13 @@ pub const ALL: &[Named] = &[
     ("floods-the-transaction", floods_the_transaction),
     ("reads-out-of-bounds", reads_out_of_bounds),
     ("recurses", recurses),
+    ("admits", admits),
+    ("obeys", obeys),
+    ("policy-traps", policy_traps),
+    ("policy-spins", policy_spins),
+    ("policy-hogs", policy_hogs),
+    ("policy-errs", policy_errs),
+    ("policy-lies", policy_lies),
 ];
 
 /// Behaves: all functions of `format-full` answer.
@@ -138,6 +145,110 @@ pub fn recurses() -> Vec<u8> {
     reader("recurses")
         .with("(func $deep (call $deep))")
         .body("resolve", "(call $deep) unreachable")
+        .component()
+}
+
+/// A policy that admits everybody.
+pub fn admits() -> Vec<u8> {
+    policy("admits").component()
+}
+
+/// A policy that does what the first byte of the file `rules` says: `a`llow,
+/// `r`ead-only, allow for a `t`enth of a second, `l`imit to 20 requests a
+/// second, trap (`x`), else deny.
+pub fn obeys() -> Vec<u8> {
+    policy("obeys")
+        .with(r#"(data (i32.const 4200) "rules") (data (i32.const 4300) "told to")"#)
+        .body(
+            "decide",
+            "(local $byte i32)
+             (call $config (i32.const 4200) (i32.const 5) (i32.const 4096))
+             (if (i32.load8_u (i32.const 4096)) (then unreachable))
+             (local.set $byte (i32.load8_u (i32.load (i32.const 4100))))
+             (if (i32.eq (local.get $byte) (i32.const 120)) (then unreachable))
+             (i32.store8 (i32.const 1032) (i32.const 0))
+             (i64.store (i32.const 1040)
+               (i64.extend_i32_u (i32.eq (local.get $byte) (i32.const 114))))
+             (i64.store (i32.const 1048)
+               (i64.extend_i32_u
+                 (i32.mul (i32.eq (local.get $byte) (i32.const 116)) (i32.const 100))))
+             (i32.store (i32.const 1056)
+               (i32.mul (i32.eq (local.get $byte) (i32.const 108)) (i32.const 20)))
+             (if (i32.eqz (i32.or
+                   (i32.or (i32.eq (local.get $byte) (i32.const 97))
+                           (i32.eq (local.get $byte) (i32.const 114)))
+                   (i32.or (i32.eq (local.get $byte) (i32.const 116))
+                           (i32.eq (local.get $byte) (i32.const 108)))))
+               (then
+                 (i32.store8 (i32.const 1032) (i32.const 1))
+                 (i32.store (i32.const 1040) (i32.const 4300))
+                 (i32.store (i32.const 1044) (i32.const 7))))
+             (i32.const 1024)",
+        )
+        .component()
+}
+
+/// A policy that traps in both its questions.
+pub fn policy_traps() -> Vec<u8> {
+    decides("policy-traps", "unreachable")
+}
+
+/// A policy that never answers.
+pub fn policy_spins() -> Vec<u8> {
+    decides("policy-spins", "(loop $l (br $l)) unreachable")
+}
+
+/// A policy that takes memory until there is no more.
+pub fn policy_hogs() -> Vec<u8> {
+    decides(
+        "policy-hogs",
+        "(loop $l (br_if $l (i32.ne (memory.grow (i32.const 64)) (i32.const -1))))
+         unreachable",
+    )
+}
+
+/// A policy that answers with an error: `eperm`, "busy".
+pub fn policy_errs() -> Vec<u8> {
+    let error = |at: u32| {
+        format!(
+            "(i32.store8 (i32.const 4096) (i32.const 1))
+             (i32.store8 (i32.const {at}) (i32.const 0))
+             (i32.store (i32.const {}) (i32.const 4200))
+             (i32.store (i32.const {}) (i32.const 4))
+             (i32.store (i32.const 4200) (i32.const 0x79737562))
+             (i32.const 4096)",
+            at + 4,
+            at + 8
+        )
+    };
+    policy("policy-errs")
+        .body("is-allowed", &error(4100))
+        .body("decide", &error(4104))
+        .component()
+}
+
+/// A policy whose decision is neither an allow nor a denial.
+pub fn policy_lies() -> Vec<u8> {
+    policy("policy-lies")
+        .body(
+            "decide",
+            "(i32.store8 (i32.const 1032) (i32.const 7)) (i32.const 1024)",
+        )
+        .body(
+            "is-allowed",
+            "(i32.store8 (i32.const 544) (i32.const 9)) (i32.const 544)",
+        )
+        .component()
+}
+
+fn policy(name: &str) -> Guest {
+    Guest::new(World::Authz, name)
+}
+
+fn decides(name: &str, body: &str) -> Vec<u8> {
+    policy(name)
+        .body("is-allowed", body)
+        .body("decide", body)
         .component()
 }
 

@@ -20,6 +20,8 @@ pub enum World {
     Format,
     /// Writable format that makes images.
     FormatFull,
+    /// Authorization policy.
+    Authz,
 }
 
 impl World {
@@ -28,6 +30,7 @@ impl World {
             Self::FormatRo => "format-ro",
             Self::Format => "format",
             Self::FormatFull => "format-full",
+            Self::Authz => "authz",
         }
     }
 }
@@ -54,8 +57,10 @@ const fn export(
     }
 }
 
+const META: Export = export("meta", "describe", "(result i32)", "i32.const 0");
+
 const READER: &[Export] = &[
-    export("meta", "describe", "(result i32)", "i32.const 0"),
+    META,
     export(
         "format-reader",
         "probe",
@@ -159,8 +164,45 @@ const CREATE: &[Export] = &[
     ),
 ];
 
-const IMPORTS: &str = r#"
+const POLICY: &[Export] = &[
+    META,
+    export(
+        "authz-policy",
+        "open",
+        "(param i32 i32) (result i32)",
+        "i32.const 128",
+    ),
+    // True.
+    export(
+        "authz-policy",
+        "is-allowed",
+        "(param i32 i32) (result i32)",
+        "i32.const 544",
+    ),
+    // All zero: an allow that narrows nothing.
+    export(
+        "authz-policy",
+        "decide",
+        "(param i32) (result i32)",
+        "i32.const 1024",
+    ),
+    export(
+        "authz-policy",
+        "reconfigure",
+        "(param i32 i32) (result i32)",
+        "i32.const 128",
+    ),
+];
+
+const LOG_IMPORT: &str = r#"
   (import "outport:plugin/log@0.1.0" "log" (func $log (param i32 i32 i32)))
+"#;
+
+const POLICY_IMPORTS: &str = r#"
+  (import "outport:plugin/config-files@0.1.0" "read" (func $config (param i32 i32 i32)))
+"#;
+
+const IMPORTS: &str = r#"
   (import "outport:plugin/files@0.1.0" "size" (func $size (param i32 i32)))
   (import "outport:plugin/files@0.1.0" "read" (func $read (param i32 i64 i32 i32)))
   (import "outport:plugin/files@0.1.0" "next-data" (func $next-data (param i32 i64 i32)))
@@ -262,15 +304,18 @@ impl Guest {
     }
 
     fn text(&self) -> String {
-        let mut exports: Vec<&Export> = READER.iter().collect();
-        let mut imports = IMPORTS.to_owned();
-        if self.world != World::FormatRo {
-            exports.extend(WRITER);
-            imports.push_str(TXN_IMPORTS);
-        }
-        if self.world == World::FormatFull {
-            exports.extend(CREATE);
-        }
+        let (exports, imports): (&[&[Export]], &[&str]) = match self.world {
+            World::FormatRo => (&[READER], &[IMPORTS]),
+            World::Format => (&[READER, WRITER], &[IMPORTS, TXN_IMPORTS]),
+            World::FormatFull => (&[READER, WRITER, CREATE], &[IMPORTS, TXN_IMPORTS]),
+            World::Authz => (&[POLICY], &[POLICY_IMPORTS]),
+        };
+        let exports: Vec<&Export> = exports.iter().copied().flatten().collect();
+        let imports = [LOG_IMPORT]
+            .iter()
+            .chain(imports)
+            .copied()
+            .collect::<String>();
         for name in self.bodies.keys() {
             assert!(
                 exports.iter().any(|e| e.name == name),
@@ -335,6 +380,8 @@ impl Guest {
             put64(&mut m, at + 32, (1 << 20) + 65536 * i as u64);
             m[at + 40] = 1;
         }
+        // 544: ok(true).
+        put32(&mut m, 548, 1);
         let mut text = String::from("(data (i32.const 0) \"");
         for b in m {
             let _ = write!(text, "\\{b:02x}");

@@ -64,6 +64,8 @@ Serves block nodes; the command line is that of qemu-storage-daemon.
   --object secret,id=<id>,data=<text>|file=<path>[,format=raw|base64]
            [,keyid=<id>,iv=<base64>]
   --object authz-simple|authz-list|authz-list-file,id=<id>,...
+  --object authz-wasm,id=<id>,plugin=<name>[,enforce=off]
+           [,config.<option>=...][,files.<name>=<path>]
   --object monitor-qmp,id=<id>,chardev=<id>[,pretty=on|off]
            [,close-action=none|delete]
   --object wasm-plugin,id=<id>,filename=<path>,sha256=<hex>

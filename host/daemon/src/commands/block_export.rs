@@ -6,7 +6,7 @@ use std::sync::Arc;
 use outport_block::bitmap::{DirtyBitmapContext, Held};
 use outport_block::metacontext::AllocationDepth;
 use outport_block::{IoThread, Node};
-use outport_export::{Export, ExportContext, ExportOptions};
+use outport_export::{Access, Export, ExportContext, ExportOptions};
 use outport_qmp::Error;
 use outport_qmp::error::is_identifier;
 use outport_qmp::types::Empty;
@@ -63,6 +63,7 @@ pub(super) fn add_nbd(daemon: &Rc<Daemon>, arguments: NbdServerAdd) -> Result<Em
             writable: Some(arguments.writable.unwrap_or(false) && !node.is_read_only()),
             writethrough: None,
             allow_inactive: None,
+            authz: None,
             branch: BlockExportBranch::Nbd(nbd),
         },
     )
@@ -151,6 +152,7 @@ fn check_and_add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Emp
         &nbd,
         writable,
         options.writethrough,
+        options.authz,
         threads,
     );
     match offered {
@@ -205,6 +207,7 @@ fn offer_nbd(
     nbd: &BlockExportOptionsNbd,
     writable: bool,
     writethrough: Option<bool>,
+    authz: Option<String>,
     threads: Vec<IoThread>,
 ) -> Result<(Arc<Export>, Vec<Held>), Error> {
     let server = daemon.nbd.running(nbd.server.as_deref())?;
@@ -233,6 +236,7 @@ fn offer_nbd(
             multi_conn: server.options().max_connections != 1 && clients_max != 1,
             clients_max,
             contexts,
+            access: Access::new(&daemon.policies, authz, false),
         },
         threads,
     );

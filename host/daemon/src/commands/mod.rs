@@ -3,6 +3,7 @@
 //! Run by the dispatcher on the control thread. A command checks and reserves without waiting,
 //! waits for what is slow, and then changes the state without waiting.
 
+mod authz;
 mod block_bitmap;
 mod block_core;
 mod block_create;
@@ -274,9 +275,10 @@ impl Handler for Control {
         Ok(qom::iothreads(&self.daemon))
     }
     async fn x_authz_check(&self, arguments: AuthzCheck) -> Outcome<AuthzDecision> {
-        let AuthzCheck { id, identity } = arguments;
-        let allowed = self.daemon.objects.borrow().authorize(&id, &identity)?;
-        Ok(AuthzDecision { allowed })
+        authz::check(&self.daemon, arguments).await
+    }
+    async fn query_authz(&self, _: Empty) -> Outcome<Vec<AuthzInfo>> {
+        Ok(authz::query(&self.daemon))
     }
     async fn query_plugins(&self, _: Empty) -> Outcome<Vec<PluginInfo>> {
         plugin::query(&self.daemon)

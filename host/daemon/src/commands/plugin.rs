@@ -1,6 +1,6 @@
 //! Plugins (ours).
 
-use outport_plugin::PluginInfo as Info;
+use outport_plugin::{PluginInfo as Info, PluginKind as Kind};
 use outport_qmp::Error;
 use outport_qmp::types::plugin::{PluginInfo, PluginKind};
 
@@ -19,8 +19,11 @@ fn info(plugin: Info) -> PluginInfo {
         .map_or(0, |limit| limit.as_millis());
     PluginInfo {
         name: plugin.id,
-        // The registry runs no other kind.
-        kind: PluginKind::Format,
+        kind: match plugin.kind {
+            Kind::FormatReader | Kind::Format | Kind::FormatFull => PluginKind::Format,
+            Kind::Authz => PluginKind::Authz,
+            Kind::MetadataContext => PluginKind::MetadataContext,
+        },
         version: plugin.version,
         drivers: vec![plugin.name],
         bundled: plugin.bundled,

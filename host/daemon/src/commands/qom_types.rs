@@ -32,11 +32,12 @@ struct Type {
 }
 
 /// All types. What can be added is in the objects' own table, too.
-const TYPES: [Type; 21] = [
+const TYPES: [Type; 22] = [
     base("authz", Some("object")),
     of("authz-list", "authz"),
     of("authz-list-file", "authz"),
     of("authz-simple", "authz"),
+    of("authz-wasm", "authz"),
     base("chardev", Some("object")),
     base("chardev-fd", Some("chardev")),
     of("chardev-null", "chardev"),

@@ -1,154 +1,207 @@
-//! Authorization objects: whether an identity may.
+//! Authorization objects: QEMU's lists, and policies that an operator brings.
 //!
-//! Asked where a client shows who it is. Rules are tried in order, the first that matches decides;
-//! whatever is wrong with an object, nobody gets in (spec 5.3).
+//! Control plane. All of them are decided by components: QEMU's by the bundled `authz-list`. Made
+//! here, asked through `outport_export::access`. Whatever is wrong with an object, nobody gets in
+//! (spec 5.3).
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use outport_block::Errno;
+use outport_block::authz::ConfigFiles;
+use outport_plugin::{WasmPolicy, limits};
 use outport_qmp::Error;
 use outport_qmp::types::qom::{
-    AuthZListFileProperties, AuthZListProperties, AuthZSimpleProperties, QAuthZListFormat,
+    AuthZListFileProperties, AuthZListProperties, AuthZSimpleProperties, AuthZWasmProperties,
     QAuthZListPolicy, QAuthZListRule,
 };
 
 use super::authz_file::FileList;
+use crate::daemon::Daemon;
+
+/// The bundled plugin that decides by rules.
+const LIST_PLUGIN: &str = "authz-list";
 
 /// One object.
 #[derive(Debug, Clone)]
-pub(super) enum Authz {
-    Simple(String),
-    List(AuthZListProperties),
-    File(Rc<FileList>),
+pub(super) struct Authz {
+    pub(super) policy: Arc<WasmPolicy>,
+    /// Its denials count.
+    pub(super) enforced: bool,
+    /// Keeps it up to date.
+    _file: Option<Rc<FileList>>,
 }
 
 impl Authz {
-    pub(super) fn simple(properties: &AuthZSimpleProperties) -> Self {
-        Self::Simple(properties.identity.clone())
+    fn of(policy: WasmPolicy) -> Self {
+        Self {
+            policy: Arc::new(policy),
+            enforced: true,
+            _file: None,
+        }
     }
 
-    pub(super) fn list(properties: &AuthZListProperties) -> Self {
-        Self::List(properties.clone())
+    /// A list of one.
+    ///
+    /// # Errors
+    /// The plugin engine does not start.
+    pub(super) async fn simple(
+        daemon: &Daemon,
+        id: &str,
+        properties: &AuthZSimpleProperties,
+    ) -> Result<Self, Error> {
+        let rule = QAuthZListRule {
+            r#match: properties.identity.clone(),
+            policy: QAuthZListPolicy::Allow,
+            format: None,
+        };
+        let list = AuthZListProperties {
+            policy: None,
+            rules: Some(vec![rule]),
+        };
+        Self::list(daemon, id, &list).await
+    }
+
+    /// Rules.
+    ///
+    /// # Errors
+    /// The plugin engine does not start.
+    pub(super) async fn list(
+        daemon: &Daemon,
+        id: &str,
+        list: &AuthZListProperties,
+    ) -> Result<Self, Error> {
+        let nothing = Arc::new(GrantedFiles::default());
+        let policy = open(daemon, id, LIST_PLUGIN, &rules(list), nothing).await?;
+        Ok(Self::of(policy))
     }
 
     /// Rules in a file, watched if asked for.
     ///
     /// # Errors
     /// The file does not hold rules, or cannot be watched.
-    pub(super) async fn file(properties: &AuthZListFileProperties) -> Result<Self, Error> {
-        FileList::open(properties).await.map(Self::File)
+    pub(super) async fn file(
+        daemon: &Daemon,
+        id: &str,
+        properties: &AuthZListFileProperties,
+    ) -> Result<Self, Error> {
+        let watched = FileList::open(properties).await?;
+        let mut authz = Self::list(daemon, id, &watched.first).await?;
+        authz._file = Some(watched.keep(authz.policy.clone()));
+        Ok(authz)
     }
 
-    /// Whether `identity` may.
-    pub(super) fn allows(&self, identity: &str) -> bool {
-        match self {
-            Self::Simple(only) => only == identity,
-            Self::List(list) => decide(list, identity),
-            Self::File(file) => file.allows(identity),
-        }
+    /// A policy of an operator's plugin.
+    ///
+    /// # Errors
+    /// There is no such plugin, or the sentence of the plugin about its configuration.
+    pub(super) async fn wasm(
+        daemon: &Daemon,
+        id: &str,
+        properties: &AuthZWasmProperties,
+    ) -> Result<Self, Error> {
+        let config = properties.config.clone().unwrap_or_default();
+        let config = serde_json::Value::Object(config).to_string();
+        let files = properties.files.clone().unwrap_or_default();
+        let files = Arc::new(GrantedFiles::of(&files)?);
+        let policy = open(daemon, id, &properties.plugin, &config, files).await?;
+        Ok(Self {
+            enforced: properties.enforce.unwrap_or(true),
+            ..Self::of(policy)
+        })
     }
 }
 
-/// What a list says of `identity`.
-pub(super) fn decide(list: &AuthZListProperties, identity: &str) -> bool {
-    let rules = list.rules.as_deref().unwrap_or_default();
-    let policy = match rules.iter().find(|rule| matches(rule, identity)) {
-        Some(rule) => rule.policy,
-        None => list.policy.unwrap_or(QAuthZListPolicy::Deny),
-    };
-    policy == QAuthZListPolicy::Allow
+/// A list as the options of the plugin.
+pub(super) fn rules(list: &AuthZListProperties) -> String {
+    // Its members are those of QEMU's list.
+    serde_json::to_string(list).unwrap_or_default()
 }
 
-fn matches(rule: &QAuthZListRule, identity: &str) -> bool {
-    match rule.format {
-        Some(QAuthZListFormat::Glob) => glob(&rule.r#match, identity),
-        Some(QAuthZListFormat::Exact) | None => rule.r#match == identity,
+async fn open(
+    daemon: &Daemon,
+    id: &str,
+    plugin: &str,
+    options: &str,
+    files: Arc<dyn ConfigFiles>,
+) -> Result<WasmPolicy, Error> {
+    let factory = daemon.plugins.registry()?.policy(plugin);
+    let factory = factory.map_err(|error| Error::generic(error.to_string()))?;
+    let opened = factory.open(id, options, files).await;
+    opened.map_err(|error| Error::generic(error.to_string()))
+}
+
+/// The files that the operator granted one policy: names to paths.
+#[derive(Debug, Default)]
+struct GrantedFiles(BTreeMap<String, String>);
+
+impl GrantedFiles {
+    fn of(files: &serde_json::Map<String, serde_json::Value>) -> Result<Self, Error> {
+        let granted = files.iter().map(|(name, path)| match path.as_str() {
+            Some(path) => Ok((name.clone(), path.to_owned())),
+            None => Err(Error::invalid_type(&format!("files.{name}"), "string")),
+        });
+        granted.collect::<Result<_, _>>().map(Self)
+    }
+
+    fn open(&self, name: &str) -> Result<File, Errno> {
+        let path = self.0.get(name).ok_or(Errno::Access)?;
+        File::open(path).map_err(|error| Errno::from(error))
     }
 }
 
-/// `*` is any run of characters, `?` is one; everything else is itself. Linear in memory, and in
-/// time the product of both lengths at worst.
-fn glob(pattern: &str, text: &str) -> bool {
-    let pattern: Vec<char> = pattern.chars().collect();
-    let text: Vec<char> = text.chars().collect();
-    let (mut at, mut next) = (0, 0);
-    // Where to go on if what follows the last `*` does not match.
-    let mut star = None;
-    while next < text.len() {
-        match pattern.get(at) {
-            Some('*') => {
-                at += 1;
-                star = Some((at, next));
-            }
-            Some(&one) if one == '?' || one == text[next] => {
-                at += 1;
-                next += 1;
-            }
-            _ => match &mut star {
-                Some((after, from)) => {
-                    *from += 1;
-                    (at, next) = (*after, *from);
-                }
-                None => return false,
-            },
-        }
+/// Read on the control thread: small files of the operator's own choice, and a decision must see
+/// what the file says now.
+impl ConfigFiles for GrantedFiles {
+    fn read(&self, name: &str) -> Result<Vec<u8>, Errno> {
+        let mut bytes = Vec::new();
+        let more = limits::CONFIG_FILE_BYTES_MAX as u64 + 1;
+        let read = self.open(name)?.take(more).read_to_end(&mut bytes);
+        read.map_err(|error| Errno::from(error))?;
+        Ok(bytes)
     }
-    pattern[at..].iter().all(|rest| *rest == '*')
+
+    /// Where it is, how long, and when it was written: a rewrite in place within one tick of the
+    /// file system's clock that leaves the length as it was goes unseen until the next one.
+    fn generation(&self, name: &str) -> Result<u64, Errno> {
+        let path = self.0.get(name).ok_or(Errno::Access)?;
+        let meta = std::fs::metadata(path).map_err(|error| Errno::from(error))?;
+        let parts = [
+            meta.ino(),
+            meta.size(),
+            meta.mtime().cast_unsigned(),
+            meta.mtime_nsec().cast_unsigned(),
+            meta.ctime().cast_unsigned(),
+            meta.ctime_nsec().cast_unsigned(),
+        ];
+        // FNV-1a over whole numbers: equal files give equal numbers.
+        let mix = |hash: u64, part: u64| (hash ^ part).wrapping_mul(0x0000_0100_0000_01b3);
+        Ok(parts.into_iter().fold(0xcbf2_9ce4_8422_2325, mix))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn rule(pattern: &str, policy: QAuthZListPolicy, format: QAuthZListFormat) -> QAuthZListRule {
-        QAuthZListRule {
-            r#match: pattern.into(),
-            policy,
-            format: Some(format),
-        }
-    }
-
     #[test]
-    fn the_first_rule_that_matches_decides() {
-        use QAuthZListFormat::{Exact, Glob};
-        use QAuthZListPolicy::{Allow, Deny};
-        let list = AuthZListProperties {
-            policy: None,
-            rules: Some(vec![
-                rule("CN=eve", Deny, Exact),
-                rule("CN=*", Allow, Glob),
-                rule("CN=bob", Deny, Exact),
-            ]),
-        };
-        assert!(!decide(&list, "CN=eve"));
-        assert!(decide(&list, "CN=bob"));
-        assert!(!decide(&list, "O=bob"), "deny is the default");
-        assert!(!decide(&AuthZListProperties::default(), ""));
-    }
-
-    #[test]
-    fn stars_and_question_marks_are_all_that_is_special() {
-        for (pattern, text) in [
-            ("", ""),
-            ("*", ""),
-            ("*", "a,b/c"),
-            ("a*c", "abbc"),
-            ("a*b*c", "a-b-b-c"),
-            ("?", "\u{e9}"),
-            ("[a]", "[a]"),
-            ("**x", "yx"),
-        ] {
-            assert!(glob(pattern, text), "{pattern} {text}");
-        }
-        for (pattern, text) in [
-            ("", "a"),
-            ("?", ""),
-            ("a*c", "abcd"),
-            ("A", "a"),
-            ("[ab]", "a"),
-        ] {
-            assert!(!glob(pattern, text), "{pattern} {text}");
-        }
-        let slow = "a*".repeat(1000) + "b";
-        assert!(!glob(&slow, &"a".repeat(5000)));
+    fn a_generation_changes_with_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rules");
+        std::fs::write(&path, "one").unwrap();
+        let path = path.to_str().unwrap();
+        let files = GrantedFiles(BTreeMap::from([("rules".to_owned(), path.to_owned())]));
+        let first = files.generation("rules").unwrap();
+        assert_eq!(files.generation("rules").unwrap(), first);
+        assert_eq!(files.read("rules").unwrap(), b"one");
+        std::fs::write(path, "three").unwrap();
+        assert_ne!(files.generation("rules").unwrap(), first);
+        std::fs::remove_file(path).unwrap();
+        assert_eq!(files.read("rules").unwrap_err(), Errno::NoEnt);
+        assert_eq!(files.read("../rules").unwrap_err(), Errno::Access);
     }
 }

@@ -10,14 +10,16 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
+use outport_plugin::WasmPolicy;
 use outport_qmp::types::qom::{AuthZListFileProperties, AuthZListProperties};
 use outport_qmp::{Error, de, wire};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
-use super::authz::decide;
+use super::authz::rules;
 use super::secret::unread;
 
 /// Room for what the kernel tells at once: each event has a name of up to 255 bytes.
@@ -29,13 +31,21 @@ const CHANGES: WatchFlags = WatchFlags::MODIFY
     .union(WatchFlags::CREATE)
     .union(WatchFlags::MOVED_TO);
 
-/// A file and what it said last.
+/// A file, and who is told what it says.
 #[derive(Debug)]
 pub(super) struct FileList {
     filename: String,
-    /// `None` while the file does not hold rules.
-    current: RefCell<Option<AuthZListProperties>>,
+    policy: Arc<WasmPolicy>,
     watcher: RefCell<Option<AbortHandle>>,
+}
+
+/// A file that was read and is being watched, before there is anybody to tell.
+#[derive(Debug)]
+pub(super) struct Watched {
+    filename: String,
+    pub(super) first: AuthZListProperties,
+    /// `None`: it is not read again.
+    changes: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Drop for FileList {
@@ -46,50 +56,60 @@ impl Drop for FileList {
     }
 }
 
-impl FileList {
-    /// Reads the file, and again whenever it changes.
-    ///
-    /// # Errors
-    /// It does not hold rules now, or its folder cannot be watched.
-    pub(super) async fn open(properties: &AuthZListFileProperties) -> Result<Rc<Self>, Error> {
-        let filename = properties.filename.clone();
-        let path = Path::new(&filename);
-        // The watch comes first: a change after the reading is never missed.
-        let watch = match properties.refresh {
-            Some(false) => None,
-            _ => Some(watch(path)?),
-        };
-        let list = Rc::new(Self {
-            current: RefCell::new(Some(read(filename.clone()).await?)),
-            filename,
+impl Watched {
+    /// From now on `policy` is told what the file says.
+    pub(super) fn keep(self, policy: Arc<WasmPolicy>) -> Rc<FileList> {
+        let list = Rc::new(FileList {
+            filename: self.filename,
+            policy,
             watcher: RefCell::default(),
         });
-        if let Some(changes) = watch {
+        if let Some(changes) = self.changes {
             let task = tokio::task::spawn_local(follow(Rc::downgrade(&list), changes));
             *list.watcher.borrow_mut() = Some(task.abort_handle());
         }
-        Ok(list)
+        list
     }
+}
 
-    pub(super) fn allows(&self, identity: &str) -> bool {
-        let current = self.current.borrow();
-        current.as_ref().is_some_and(|list| decide(list, identity))
+impl FileList {
+    /// Reads the file, and watches it if asked for.
+    ///
+    /// # Errors
+    /// It does not hold rules now, or its folder cannot be watched.
+    pub(super) async fn open(properties: &AuthZListFileProperties) -> Result<Watched, Error> {
+        let filename = properties.filename.clone();
+        // The watch comes first: a change after the reading is never missed.
+        let changes = match properties.refresh {
+            Some(false) => None,
+            _ => Some(watch(Path::new(&filename))?),
+        };
+        Ok(Watched {
+            first: read(filename.clone()).await?,
+            filename,
+            changes,
+        })
     }
 
     fn name(&self) -> Option<&OsStr> {
         Path::new(&self.filename).file_name()
     }
 
-    fn replace(&self, read: Result<AuthZListProperties, Error>) {
-        let list = match read {
-            Ok(list) => Some(list),
-            Err(error) => {
-                let file = &self.filename;
-                tracing::error!(file, %error, "nobody is let in until the file is right again");
-                None
-            }
+    async fn replace(&self, read: Result<AuthZListProperties, Error>) {
+        let error = match read {
+            Ok(list) => match self.policy.reconfigure(&rules(&list)).await {
+                Ok(()) => return,
+                Err(error) => error.to_string(),
+            },
+            Err(error) => error.to_string(),
         };
-        *self.current.borrow_mut() = list;
+        let file = &self.filename;
+        tracing::error!(
+            file,
+            error,
+            "nobody is let in until the file is right again"
+        );
+        self.policy.close().await;
     }
 }
 
@@ -101,7 +121,8 @@ async fn follow(list: Weak<FileList>, changes: AsyncFd<OwnedFd>) {
         };
         let Some(list) = list.upgrade() else { return };
         if concerns(changes.get_ref(), list.name()) {
-            list.replace(read(list.filename.clone()).await);
+            let read = read(list.filename.clone()).await;
+            list.replace(read).await;
         }
         ready.clear_ready();
     }

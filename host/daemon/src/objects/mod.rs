@@ -137,14 +137,13 @@ impl Objects {
         }
     }
 
-    /// Whether an authorization object lets `identity` in. Whatever is wrong with it, nobody gets
-    /// in.
+    /// Whether this is the id of an authorization object.
     ///
     /// # Errors
     /// There is no such object, or it is of another kind.
-    pub(crate) fn authorize(&self, id: &str, identity: &str) -> Result<bool, Error> {
+    pub(crate) fn is_policy(&self, id: &str) -> Result<(), Error> {
         match self.find(id).map(|entry| &entry.live) {
-            Some(Live::Authz(authz)) => Ok(authz.allows(identity)),
+            Some(Live::Authz(_)) => Ok(()),
             Some(_) => Err(Error::generic(format!(
                 "Object '{id}' is not a QAuthZ subclass"
             ))),
@@ -186,6 +185,7 @@ pub(crate) async fn add(daemon: &Rc<Daemon>, options: ObjectOptions) -> Result<(
     let mut objects = daemon.objects.borrow_mut();
     match made {
         Ok(live) => {
+            announce(daemon, &id, &live);
             if let Some(entry) = objects.find_mut(&id) {
                 entry.live = live;
             }
@@ -198,14 +198,23 @@ pub(crate) async fn add(daemon: &Rc<Daemon>, options: ObjectOptions) -> Result<(
     }
 }
 
+/// A policy can be asked from now on, by its id.
+fn announce(daemon: &Daemon, id: &str, live: &Live) {
+    if let Live::Authz(authz) = live {
+        let policy = authz.policy.clone();
+        daemon.policies.set(id, policy, authz.enforced);
+    }
+}
+
 /// Brings an object to life.
 async fn make(daemon: &Rc<Daemon>, id: &str, branch: &ObjectBranch) -> Result<Live, Error> {
     Ok(match branch {
-        ObjectBranch::AuthzList(list) => Live::Authz(Authz::list(list)),
+        ObjectBranch::AuthzList(list) => Live::Authz(Authz::list(daemon, id, list).await?),
         ObjectBranch::AuthzListFile(file) | ObjectBranch::AuthzListfile(file) => {
-            Live::Authz(Authz::file(file).await?)
+            Live::Authz(Authz::file(daemon, id, file).await?)
         }
-        ObjectBranch::AuthzSimple(simple) => Live::Authz(Authz::simple(simple)),
+        ObjectBranch::AuthzSimple(simple) => Live::Authz(Authz::simple(daemon, id, simple).await?),
+        ObjectBranch::AuthzWasm(wasm) => Live::Authz(Authz::wasm(daemon, id, wasm).await?),
         ObjectBranch::Iothread(iothread) => Live::Iothread(Thread::start(id, iothread).await?),
         ObjectBranch::MonitorQmp(monitor) => Live::Monitor(monitor::start(daemon, id, monitor)?),
         ObjectBranch::Secret(secret) => Live::Secret(Secret::load(daemon, secret).await?),
@@ -243,7 +252,9 @@ pub(crate) fn delete(daemon: &Daemon, id: &str, by: Option<&str>) -> Result<(), 
         Live::Coming => return Err(Error::object_in_use(id)),
         Live::Plugin => plugin::unload(daemon, id)?,
         Live::Monitor(monitor) => monitor.stop(),
-        Live::Authz(_) | Live::Iothread(_) | Live::Secret(_) | Live::Throttle(_) => {}
+        // Who still names it denies from now on.
+        Live::Authz(_) => daemon.policies.remove(id),
+        Live::Iothread(_) | Live::Secret(_) | Live::Throttle(_) => {}
     }
     daemon.objects.borrow_mut().remove(id);
     Ok(())
@@ -286,6 +297,7 @@ pub(crate) async fn set(
     let entry = objects
         .find_mut(id)
         .ok_or_else(|| Error::device_not_found(id))?;
+    announce(daemon, id, &live);
     entry.branch = branch;
     entry.live = live;
     Ok(())

@@ -43,9 +43,9 @@ pub(super) async fn load(
 /// Takes a plugin out of the registry.
 ///
 /// # Errors
-/// A node uses it.
+/// Something uses it.
 pub(super) fn unload(daemon: &Daemon, id: &str) -> Result<(), Error> {
-    // Only nodes can hold a plugin.
+    // Nodes and authorization objects hold their plugin.
     let removed = daemon.plugins.registry()?.remove(id);
     removed.map_err(|_in_use| Error::object_in_use(id))
 }

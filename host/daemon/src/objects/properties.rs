@@ -54,7 +54,7 @@ fn empty() -> Value {
 }
 
 /// Tables by type name, in the order of the names.
-const TABLES: [(&str, &[Property]); 8] = [
+const TABLES: [(&str, &[Property]); 9] = [
     (
         "authz-list",
         &[
@@ -70,6 +70,15 @@ const TABLES: [(&str, &[Property]); 8] = [
         ],
     ),
     ("authz-simple", &[property("identity", "string", empty)]),
+    (
+        "authz-wasm",
+        &[
+            property("config", "any", || json!({})),
+            property("enforce", "bool", || json!(true)),
+            property("files", "any", || json!({})),
+            fixed("plugin", "string", empty),
+        ],
+    ),
     (
         "iothread",
         &[
@@ -146,6 +155,7 @@ pub(crate) fn type_name(branch: &ObjectBranch) -> &'static str {
         ObjectBranch::AuthzList(_) => "authz-list",
         ObjectBranch::AuthzListFile(_) | ObjectBranch::AuthzListfile(_) => "authz-list-file",
         ObjectBranch::AuthzSimple(_) => "authz-simple",
+        ObjectBranch::AuthzWasm(_) => "authz-wasm",
         ObjectBranch::Iothread(_) => "iothread",
         ObjectBranch::MonitorQmp(_) => "monitor-qmp",
         ObjectBranch::Secret(_) => "secret",
@@ -209,7 +219,11 @@ pub(super) fn changed(
     let mut members = members(id, branch);
     match (members.get_mut(name), value) {
         // Limits that are not told stay as they are.
-        (Some(Value::Object(old)), Value::Object(new)) => old.extend(new),
+        (Some(Value::Object(old)), Value::Object(new))
+            if matches!(branch, ObjectBranch::ThrottleGroup(_)) =>
+        {
+            old.extend(new);
+        }
         (_, value) => drop(members.insert(name.to_owned(), value)),
     }
     from_members(&members)

@@ -19,7 +19,9 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use rustix::io::Errno as SysErrno;
 use rustix::net::RecvFlags;
@@ -32,7 +34,9 @@ use super::serve::{self, Reply};
 use super::session::{Checked, Operation, Reject, Session};
 use super::wire::Request;
 use crate::export::ExportUser;
+use crate::lease::{Lease, Pace};
 use outport_block::Buf;
+use outport_block::authz::Peer;
 
 /// Requests of one client that wait for something: deeper queues than any
 /// client has, and each costs a task of about a kilobyte.
@@ -64,7 +68,9 @@ pub(super) struct Handover {
     pub(super) session: Box<Session>,
     pub(super) rest: Vec<u8>,
     pub(super) user: ExportUser,
-    pub(super) peer: String,
+    pub(super) peer: Peer,
+    /// What it was granted; `None`: nobody was asked.
+    pub(super) lease: Option<Arc<Lease>>,
     pub(super) slot: OwnedSemaphorePermit,
 }
 
@@ -91,6 +97,8 @@ enum End {
     Client,
     /// The export was shut down.
     Export,
+    /// It may no longer use the export.
+    Grant,
     /// The client broke the protocol.
     Protocol(String),
     /// The socket, or a file in the middle of a reply, failed.
@@ -102,6 +110,7 @@ impl fmt::Display for End {
         match self {
             Self::Client => f.write_str("the client left"),
             Self::Export => f.write_str("the export was shut down"),
+            Self::Grant => f.write_str("its grant has ended"),
             Self::Protocol(what) => f.write_str(what),
             Self::System(e) => write!(f, "{e}"),
         }
@@ -125,6 +134,7 @@ pub(super) async fn run(handover: Handover) {
         rest,
         user,
         peer,
+        lease,
         slot,
     } = handover;
     let export = user.export().clone();
@@ -145,11 +155,21 @@ pub(super) async fn run(handover: Handover) {
         large: None,
         turns: 0,
         closing: false,
+        lease: lease.clone(),
+        pace: Pace::new(Instant::now()),
+        paused_until: None,
+    };
+    let ended = async {
+        match &lease {
+            Some(lease) => lease.ended().await,
+            None => std::future::pending().await,
+        }
     };
     let end = tokio::select! {
         biased;
         end = connection.serve() => end,
         () = export.cut() => End::Export,
+        () = ended => End::Grant,
     };
     drop(connection);
     pool::clear();
@@ -226,6 +246,10 @@ struct Connection {
     turns: u32,
     /// DISC, or the end of the stream: finish what is in flight, then close.
     closing: bool,
+    lease: Option<Arc<Lease>>,
+    pace: Pace,
+    /// It took what it was granted: no request begins before.
+    paused_until: Option<Instant>,
 }
 
 impl Connection {
@@ -278,12 +302,14 @@ impl Connection {
     /// Is there room for more requests?
     fn may_receive(&self) -> bool {
         !self.closing
+            && self.paused_until.is_none()
             && self.shared.in_flight.get() < IN_FLIGHT_MAX
             && self.shared.bytes.get() + self.out.len() < BYTES_MAX
     }
 
     /// Wait until the socket, a slow request or room lets us go on.
     async fn wait(&mut self) -> Result<(), End> {
+        let paused_until = self.paused_until;
         let receive = self.may_receive();
         let send = !self.out.is_empty();
         let fd = &self.fd;
@@ -301,9 +327,19 @@ impl Connection {
                 std::future::pending().await
             }
         };
+        let resumed = async {
+            match paused_until {
+                Some(then) => tokio::time::sleep_until(then.into()).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = self.shared.ready.notified() => Ok(()),
+            () = resumed => {
+                self.paused_until = None;
+                Ok(())
+            }
             result = writable => result.map_err(|_| End::Client),
             result = readable => result.map_err(|_| End::Client),
         }
@@ -418,7 +454,12 @@ impl Connection {
         let header = self.shared.session.header_len();
         let export = self.shared.user.export();
         match self.shared.session.check(&request, export.node().size()) {
-            Ok(checked) => self.begin(&request, checked, header),
+            Ok(checked) => {
+                if self.is_too_early(&checked, header) {
+                    return Ok(false);
+                }
+                self.begin(&request, checked, header)
+            }
             Err(Reject::Answer {
                 errno,
                 text,
@@ -437,6 +478,26 @@ impl Connection {
                 "a request declares {len} bytes of payload"
             ))),
         }
+    }
+
+    /// Whether the next request is more than what was granted until now. It waits where it is.
+    fn is_too_early(&mut self, checked: &Checked, header: usize) -> bool {
+        let Some(lease) = &self.lease else {
+            return false;
+        };
+        let payload = checked.payload as usize;
+        let complete = self.input.bytes().len() >= header + payload;
+        if checked.payload <= SMALL_PAYLOAD && !complete {
+            // It begins, and is charged, when all of it is here.
+            return false;
+        }
+        let moved = match checked.operation {
+            Operation::Read { .. } => checked.length,
+            _ => checked.payload,
+        };
+        let admitted = self.pace.admit(lease, Instant::now(), moved);
+        self.paused_until = admitted.err();
+        self.paused_until.is_some()
     }
 
     fn begin(&mut self, request: &Request, checked: Checked, header: usize) -> Result<bool, End> {

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use outport_block::authz::{Peer, Transport};
 use outport_block::strerror;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{TcpListener, UnixListener};
@@ -77,8 +78,8 @@ pub enum Bound {
 pub struct Accepted {
     /// Non-blocking.
     pub fd: OwnedFd,
-    /// For the log.
-    pub peer: String,
+    /// What the system says of it.
+    pub peer: Peer,
 }
 
 fn reason(e: &std::io::Error) -> String {
@@ -168,15 +169,23 @@ impl Listener {
                 let fd = OwnedFd::from(stream.into_std()?);
                 Ok(Accepted {
                     fd,
-                    peer: peer.to_string(),
+                    peer: Peer {
+                        transport: Transport::NbdTcp,
+                        address: Some(peer.to_string()),
+                        ..Peer::default()
+                    },
                 })
             }
             Socket::Unix(unix) => {
                 let (stream, _) = unix.accept().await?;
-                let peer = stream.peer_cred().map_or_else(
-                    |_| "unix".to_owned(),
-                    |c| format!("unix uid={} pid={}", c.uid(), c.pid().unwrap_or(0)),
-                );
+                let credentials = stream.peer_cred().ok();
+                let peer = Peer {
+                    transport: Transport::NbdUnix,
+                    uid: credentials.map(|c| c.uid()),
+                    gid: credentials.map(|c| c.gid()),
+                    pid: credentials.and_then(|c| u32::try_from(c.pid()?).ok()),
+                    ..Peer::default()
+                };
                 Ok(Accepted {
                     fd: OwnedFd::from(stream.into_std()?),
                     peer,

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use outport_block::authz::{Decision, Facts, Grant, Peer};
 use outport_block::node::Kind;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -19,7 +20,9 @@ use super::exports::{BlockSizes, ContextInfo, ExportFlags, ExportInfo, Exports, 
 use super::haggle::{Config, Haggle, Step};
 use super::listener::{Accepted, Listener};
 use super::socket;
+use crate::access::{Access, Occasion};
 use crate::export::{Export, ExportUser, NoEntry};
+use crate::lease::Lease;
 
 /// Unlimited, as far as a semaphore can count.
 const UNLIMITED: usize = Semaphore::MAX_PERMITS;
@@ -56,24 +59,101 @@ impl Registry {
     }
 }
 
-impl Exports for Registry {
-    fn find(&self, name: &str) -> Option<ExportInfo> {
-        self.get(name).map(|e| info(&e))
-    }
-
-    fn list(&self, visit: &mut dyn FnMut(&ExportInfo)) {
+impl Registry {
+    fn all(&self) -> Vec<Arc<Export>> {
         let exports = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        for export in exports.values() {
-            visit(&info(export));
-        }
+        exports.values().cloned().collect()
     }
 }
 
-/// What clients are told of an export.
-fn info(export: &Export) -> ExportInfo {
+/// The exports that one client may know of.
+struct Visible(Vec<ExportInfo>);
+
+impl Exports for Visible {
+    fn find(&self, name: &str) -> Option<ExportInfo> {
+        self.0.iter().find(|export| export.name == name).cloned()
+    }
+
+    fn list(&self, visit: &mut dyn FnMut(&ExportInfo)) {
+        self.0.iter().for_each(visit);
+    }
+}
+
+/// One client in its handshake, and what it may.
+struct Visitor<'a> {
+    registry: &'a Registry,
+    /// Who is asked about clients of this server.
+    access: &'a Access,
+    peer: Peer,
+    /// Its place in the export that it wants to enter.
+    place: Option<ExportUser>,
+    /// What it was granted there; `None`: nobody was asked.
+    grant: Option<(Access, Facts, Grant)>,
+}
+
+impl Visitor<'_> {
+    async fn decide(&self, export: &Export, occasion: Occasion) -> (Access, Facts, Decision) {
+        let access = self.access.and(&export.options().access);
+        let facts = Facts {
+            peer: self.peer.clone(),
+            export_name: Some(export.name().to_owned()),
+            wants_write: export.is_writable(),
+        };
+        let decision = access.decide(&facts, occasion).await;
+        (access, facts, decision)
+    }
+
+    /// What it may know of: all that it could enter.
+    async fn list(&self) -> Visible {
+        let mut visible = Vec::new();
+        for export in self.registry.all() {
+            if let (.., Decision::Allow(grant)) = self.decide(&export, Occasion::Look).await {
+                visible.push(info(&export, grant));
+            }
+        }
+        Visible(visible)
+    }
+
+    /// Finds the export that it names; one that wants to enter gets its place at once, so that it
+    /// is not told yes and then cut off.
+    async fn look_up(&mut self, name: &str, purpose: Purpose) -> Lookup {
+        self.place = None;
+        self.grant = None;
+        let Some(export) = self.registry.get(name) else {
+            return Lookup::Unknown;
+        };
+        let enters = matches!(purpose, Purpose::Go | Purpose::ExportName);
+        let occasion = if enters {
+            Occasion::Entry
+        } else {
+            Occasion::Look
+        };
+        let (access, facts, decision) = self.decide(&export, occasion).await;
+        let grant = match decision {
+            Decision::Allow(grant) => grant,
+            // Who may not use it is not told that it exists.
+            Decision::Deny(_) => return Lookup::Unknown,
+        };
+        if enters {
+            match export.enter() {
+                Ok(user) => self.place = Some(user),
+                Err(NoEntry::ShutDown) => return Lookup::Unknown,
+                Err(NoEntry::Full) => {
+                    let text = format!("Export '{name}' has as many clients as it takes");
+                    return Lookup::Denied(text);
+                }
+            }
+            self.grant = (!access.is_open()).then_some((access, facts, grant));
+        }
+        Lookup::Found(Box::new(info(&export, grant)))
+    }
+}
+
+/// What a client is told of an export that it may use in this way.
+fn info(export: &Export, grant: Grant) -> ExportInfo {
     let node = export.node();
     let mut flags = ExportFlags::CACHE;
-    if export.is_writable() {
+    if export.is_writable() && !grant.read_only {
         flags |= ExportFlags::WRITABLE
             | ExportFlags::TRIM
             | ExportFlags::WRITE_ZEROES
@@ -127,9 +207,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Start accepting. Call inside a tokio runtime.
+    /// Start accepting; `access` is asked about every client, before its export is. Call inside a
+    /// tokio runtime.
     #[must_use]
-    pub fn start(listener: Listener, options: ServerOptions) -> Self {
+    pub fn start(listener: Listener, options: ServerOptions, access: Access) -> Self {
         let registry = Arc::new(Registry::default());
         let listener = Arc::new(listener);
         let (stop, stopped) = watch::channel(false);
@@ -138,6 +219,7 @@ impl Server {
         tokio::spawn(accept_loop(
             listener.clone(),
             registry.clone(),
+            Arc::new(access),
             options,
             slots.clone(),
             awaits.clone(),
@@ -218,6 +300,7 @@ fn limit(options: ServerOptions) -> usize {
 async fn accept_loop(
     listener: Arc<Listener>,
     registry: Arc<Registry>,
+    access: Arc<Access>,
     options: ServerOptions,
     slots: Arc<Semaphore>,
     awaits: Arc<AtomicBool>,
@@ -245,6 +328,7 @@ async fn accept_loop(
                     accepted,
                     slot,
                     registry.clone(),
+                    access.clone(),
                     options,
                     stopped.clone(),
                 ));
@@ -262,11 +346,19 @@ async fn handshake(
     accepted: Accepted,
     slot: OwnedSemaphorePermit,
     registry: Arc<Registry>,
+    access: Arc<Access>,
     options: ServerOptions,
     mut stopped: watch::Receiver<bool>,
 ) {
     let peer = accepted.peer;
-    let work = negotiate(accepted.fd, &registry);
+    let visitor = Visitor {
+        registry: &registry,
+        access: &access,
+        peer: peer.clone(),
+        place: None,
+        grant: None,
+    };
+    let work = negotiate(accepted.fd, visitor);
     let limit = match options.handshake_max_seconds {
         0 => Duration::from_secs(u64::from(u32::MAX)),
         n => Duration::from_secs(u64::from(n)),
@@ -286,6 +378,7 @@ async fn handshake(
                 session,
                 rest,
                 user,
+                lease,
             } = negotiated;
             let export = user.export().clone();
             let handover = Handover {
@@ -294,6 +387,7 @@ async fn handshake(
                 rest,
                 user,
                 peer,
+                lease,
                 slot,
             };
             export
@@ -310,50 +404,26 @@ struct Negotiated {
     rest: Vec<u8>,
     /// Its place in the export.
     user: ExportUser,
+    /// What it was granted; `None`: nobody was asked.
+    lease: Option<Arc<Lease>>,
 }
 
-/// Finds the export that a client names; one that wants to enter gets its place at once, so that
-/// it is not told yes and then cut off.
-fn look_up(
-    registry: &Registry,
-    name: &str,
-    purpose: Purpose,
-    place: &mut Option<ExportUser>,
-) -> Lookup {
-    *place = None;
-    let Some(export) = registry.get(name) else {
-        return Lookup::Unknown;
-    };
-    if matches!(purpose, Purpose::Go | Purpose::ExportName) {
-        match export.enter() {
-            Ok(user) => *place = Some(user),
-            Err(NoEntry::ShutDown) => return Lookup::Unknown,
-            Err(NoEntry::Full) => {
-                let text = format!("Export '{name}' has as many clients as it takes");
-                return Lookup::Denied(text);
-            }
-        }
-    }
-    Lookup::Found(Box::new(info(&export)))
-}
-
-async fn negotiate(fd: OwnedFd, registry: &Registry) -> Result<Negotiated, String> {
+async fn negotiate(fd: OwnedFd, mut visitor: Visitor<'_>) -> Result<Negotiated, String> {
     let fd = connection::register(fd).map_err(|e| e.to_string())?;
     let mut haggle = Haggle::new(Config::default());
     let mut input: Vec<u8> = Vec::new();
     let mut chunk = [0; 4096];
-    let mut place: Option<ExportUser> = None;
     loop {
         let (used, step) = haggle.input(&input);
         input.drain(..used);
         match step {
             Step::LookUp { name, purpose } => {
-                haggle.found(look_up(registry, &name, purpose, &mut place));
+                haggle.found(visitor.look_up(&name, purpose).await);
             }
-            Step::List => haggle.list(registry),
+            Step::List => haggle.list(&visitor.list().await),
             Step::NeedInput => {
                 // Still haggling: it was refused after all.
-                place = None;
+                visitor.place = None;
                 let n = socket::receive(&fd, &mut chunk)
                     .await
                     .map_err(|e| e.to_string())?;
@@ -365,7 +435,7 @@ async fn negotiate(fd: OwnedFd, registry: &Registry) -> Result<Negotiated, Strin
             Step::Send => {
                 let output = haggle.take_output();
                 let cut = async {
-                    match &place {
+                    match &visitor.place {
                         Some(user) => ExportUser::export(user).cut().await,
                         None => std::future::pending().await,
                     }
@@ -377,13 +447,14 @@ async fn negotiate(fd: OwnedFd, registry: &Registry) -> Result<Negotiated, Strin
                 }
             }
             Step::Enter(session) => {
-                let user = place.ok_or("an entrance without a place")?;
-                let fd = fd.into_inner();
+                let user = visitor.place.ok_or("an entrance without a place")?;
+                let begin = |(access, facts, grant)| Lease::begin(access, facts, grant);
                 return Ok(Negotiated {
-                    fd,
+                    fd: fd.into_inner(),
                     session,
                     rest: input,
                     user,
+                    lease: visitor.grant.map(begin),
                 });
             }
             Step::Disconnect(reason) => {

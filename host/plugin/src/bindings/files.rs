@@ -15,7 +15,7 @@ use crate::store::HostState;
 
 impl files::Host for HostState {
     fn size(&mut self, slot: u32) -> Result<u64, Error> {
-        let size = self.files.size(slot).map_err(|e| failed(e, slot))?;
+        let size = self.granted.files.size(slot).map_err(|e| failed(e, slot))?;
         Ok(self.call.txn.iter().fold(size, |size, op| match op {
             TxnOp::Grow {
                 slot: at,
@@ -43,10 +43,11 @@ impl files::Host for HostState {
         self.call.read_left = left;
 
         let mut buf = vec![0; bytes];
-        match self.files.try_read(slot, offset, &mut buf) {
+        match self.granted.files.try_read(slot, offset, &mut buf) {
             Some(done) => done.map_err(|e| failed(e, slot))?,
             None => {
                 buf = self
+                    .granted
                     .files
                     .read(slot, offset, bytes)
                     .await
@@ -68,6 +69,7 @@ impl files::Host for HostState {
             return refuse(Errno::Einval, "An offset is at most 2^63 - 1");
         }
         let data = self
+            .granted
             .files
             .next_data(slot, offset)
             .map_err(|e| failed(e, slot))?;

@@ -14,7 +14,8 @@ impl health::Host for HostState {
             None => return,
         }
         let message = sentence(what.message, MESSAGE_BYTES_MAX);
-        self.files
+        self.granted
+            .files
             .corrupt(&message, what.offset, what.size, what.fatal);
     }
 }

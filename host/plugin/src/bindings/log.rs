@@ -14,16 +14,16 @@ impl log::Host for HostState {
     fn log(&mut self, level: Level, message: String) {
         let message = sentence(message, MESSAGE_BYTES_MAX);
         if self.log.take() {
-            let (plugin, node) = (&*self.plugin, self.files.node_name());
+            let (plugin, user) = (&*self.plugin, &*self.granted.user);
             let dropped = std::mem::take(&mut self.log.dropped);
             if dropped > 0 {
-                tracing::warn!(target: TARGET, plugin, node, dropped, "log lines were dropped");
+                tracing::warn!(target: TARGET, plugin, user, dropped, "log lines were dropped");
             }
             match level {
-                Level::Debug => tracing::debug!(target: TARGET, plugin, node, "{message}"),
-                Level::Info => tracing::info!(target: TARGET, plugin, node, "{message}"),
-                Level::Warn => tracing::warn!(target: TARGET, plugin, node, "{message}"),
-                Level::Error => tracing::error!(target: TARGET, plugin, node, "{message}"),
+                Level::Debug => tracing::debug!(target: TARGET, plugin, user, "{message}"),
+                Level::Info => tracing::info!(target: TARGET, plugin, user, "{message}"),
+                Level::Warn => tracing::warn!(target: TARGET, plugin, user, "{message}"),
+                Level::Error => tracing::error!(target: TARGET, plugin, user, "{message}"),
             }
         }
         if level == Level::Error {

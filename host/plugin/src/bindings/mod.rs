@@ -1,14 +1,18 @@
 //! The contract as Rust: generated from `wit/`, plus one file per interface
 //! that a plugin may import.
 //!
-//! The bindings of world `format-full` serve all three format worlds: a smaller
-//! world is the same component type with fewer exports. Only `files.read` can
-//! wait; the other imports answer at once.
+//! One set of bindings serves all worlds: each of them is the same component
+//! type with fewer imports and exports. What a plugin may import is a matter of
+//! its kind, and is judged in `examine`; what it was not granted answers with an
+//! error. Only `files.read` and `node-view.allocation` can wait.
 
+mod config_files;
 pub(crate) mod convert;
 mod files;
 mod health;
 mod log;
+mod node_view;
+pub(crate) mod policy;
 mod txn;
 
 use wasmtime::component::{HasSelf, Linker};
@@ -28,14 +32,25 @@ use crate::store::HostState;
 mod generated {
     wasmtime::component::bindgen!({
         path: "../../wit",
-        world: "format-full",
-        imports: { "outport:plugin/files.read": async },
+        inline: "
+            package outport:host;
+            world all {
+                include outport:plugin/format-full@0.1.0;
+                include outport:plugin/authz@0.1.0;
+                include outport:plugin/metadata-context@0.1.0;
+            }
+        ",
+        world: "outport:host/all",
+        imports: {
+            "outport:plugin/files.read": async,
+            "outport:plugin/node-view.allocation": async,
+        },
         exports: { default: async },
     });
 }
 
 pub(crate) use generated::exports::outport::plugin::{
-    format_create, format_reader, format_writer, meta,
+    authz_policy, context_provider, format_create, format_reader, format_writer, meta,
 };
 pub(crate) use generated::outport::plugin::{extents, types};
 
@@ -43,7 +58,7 @@ pub(crate) use convert::Malformed;
 
 /// The interfaces that a plugin may import, and nothing else.
 pub(crate) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
-    generated::FormatFull::add_to_linker::<HostState, HasSelf<HostState>>(linker, |state| state)
+    generated::All::add_to_linker::<HostState, HasSelf<HostState>>(linker, |state| state)
 }
 
 /// An ordinary refusal, in the contract's words.

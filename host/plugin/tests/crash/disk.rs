@@ -9,7 +9,7 @@ use outport_block::image::{ChildSource, Image, ImageEvent};
 use outport_block::node::Kind;
 use outport_block::trace::Trace;
 use outport_block::{Buf, Errno, Error, Node};
-use outport_plugin::{Bundled, PluginRegistry, RegistryConfig};
+use outport_plugin::{Bundled, PluginKind, PluginRegistry, RegistryConfig};
 use outport_tests::{qemu_img, try_run};
 use tempfile::TempDir;
 
@@ -91,6 +91,7 @@ pub(crate) fn bundled() -> Arc<dyn FormatFactory> {
     static REGISTRY: LazyLock<PluginRegistry> = LazyLock::new(|| {
         let convert = |plugin: &outport_plugins::Bundled| Bundled {
             name: plugin.name,
+            kind: PluginKind::of_world(plugin.kind).unwrap(),
             wasm: plugin.wasm,
             compiled: plugin.compiled,
         };

@@ -19,6 +19,10 @@ qapi! {
         addr: SocketAddressLegacy,
         /// Id of one more server beside the default one (ours).
         id: Option<String>,
+        /// Id of the authorization object that is asked when a client names an export (ours).
+        authz: Option<String>,
+        /// Whether clients about whom nobody is asked are refused; no if absent (ours).
+        strict_authz: Option<bool> = "strict-authz",
     }
 
     /// The NBD server as the command line defines it, with a flat address.
@@ -35,6 +39,10 @@ qapi! {
         addr: SocketAddress,
         /// Id of one more server beside the default one (ours).
         id: Option<String>,
+        /// Id of the authorization object that is asked when a client names an export (ours).
+        authz: Option<String>,
+        /// Whether clients about whom nobody is asked are refused; no if absent (ours).
+        strict_authz: Option<bool> = "strict-authz",
     }
 
     /// Arguments of `nbd-server-stop`.
@@ -221,6 +229,8 @@ qapi! {
         writethrough: Option<bool>,
         /// Whether the node may be inactive (since 10.0).
         allow_inactive: Option<bool> = "allow-inactive",
+        /// Id of the authorization object that is asked about clients (ours).
+        authz: Option<String>,
     } {
         /// NBD.
         Nbd(BlockExportOptionsNbd) = "nbd",
@@ -271,6 +281,8 @@ impl From<NbdServerOptions> for NbdServerStart {
             max_connections: options.max_connections,
             addr: options.addr.into(),
             id: options.id,
+            authz: options.authz,
+            strict_authz: options.strict_authz,
         }
     }
 }
@@ -284,6 +296,8 @@ impl From<NbdServerStart> for NbdServerOptions {
             max_connections: start.max_connections,
             addr: start.addr.into(),
             id: start.id,
+            authz: start.authz,
+            strict_authz: start.strict_authz,
         }
     }
 }

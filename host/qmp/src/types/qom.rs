@@ -14,6 +14,8 @@ qapi! {
         AuthzListfile = "authz-listfile",
         /// Who may: one identity.
         AuthzSimple = "authz-simple",
+        /// Who may: what a plugin says (ours).
+        AuthzWasm = "authz-wasm",
         /// A thread that serves requests.
         Iothread = "iothread",
         /// Limits that nodes share.
@@ -117,6 +119,18 @@ qapi! {
         identity: String,
     }
 
+    /// The properties of a policy that a plugin brings (ours).
+    struct AuthZWasmProperties {
+        /// Id of the plugin object, or the name of the plugin.
+        plugin: String,
+        /// Configuration, checked by the plugin.
+        config: Option<serde_json::Map<String, serde_json::Value>>,
+        /// Files that the plugin may read: from the names that it uses to paths.
+        files: Option<serde_json::Map<String, serde_json::Value>>,
+        /// Whether its denials count; otherwise they are logged only. Yes if absent.
+        enforce: Option<bool>,
+    }
+
     /// What happens to a monitor when its client leaves.
     enum MonitorCloseAction {
         /// It waits for the next one.
@@ -149,6 +163,8 @@ qapi! {
         AuthzListfile(AuthZListFileProperties) = "authz-listfile",
         /// Who may: one identity.
         AuthzSimple(AuthZSimpleProperties) = "authz-simple",
+        /// Who may: what a plugin says (ours).
+        AuthzWasm(AuthZWasmProperties) = "authz-wasm",
         /// A thread that serves requests.
         Iothread(IothreadProperties) = "iothread",
         /// Limits that nodes share.
@@ -250,6 +266,26 @@ qapi! {
     struct AuthzDecision {
         /// Whether the identity may.
         allowed: bool,
+    }
+
+    /// An element of `query-authz` (ours). Sums since the object was added.
+    struct AuthzInfo {
+        /// Id of the object.
+        id: String,
+        /// Its type.
+        r#type: String = "type",
+        /// Times that it allowed.
+        allowed: u64,
+        /// Times that it denied, those without effect included.
+        denied: u64,
+        /// Denials without effect, because the object is not enforced.
+        unenforced: u64,
+        /// How long all decisions took.
+        total_time_ns: u64 = "total-time-ns",
+        /// How long the longest took.
+        max_time_ns: u64 = "max-time-ns",
+        /// Whom it denied last, and why; for people.
+        last_denial: Option<String> = "last-denial",
     }
 
     /// An element of `query-iothreads`, as the system emulator has it.

@@ -1,0 +1,113 @@
+//! What each kind of plugin exports, looked up once per plugin and loaded once
+//! per instance.
+
+use wasmtime::Store;
+use wasmtime::component::{Instance, InstancePre};
+
+use crate::bindings::{
+    authz_policy, context_provider, format_create, format_reader, format_writer,
+};
+use crate::store::HostState;
+
+/// A kind of plugin.
+pub(crate) trait World: Sized + Send + Sync + 'static {
+    /// The functions of one instance.
+    type Guests: Send + Sync + 'static;
+
+    /// Finds the exports of a component.
+    fn link(pre: &InstancePre<HostState>) -> wasmtime::Result<Self>;
+
+    /// The functions of `instance`.
+    fn load(
+        &self,
+        store: &mut Store<HostState>,
+        instance: &Instance,
+    ) -> wasmtime::Result<Self::Guests>;
+}
+
+/// An image format: reader, and maybe writer and creator.
+pub(crate) struct Formats {
+    reader: format_reader::GuestIndices,
+    pub(crate) writer: Option<format_writer::GuestIndices>,
+    pub(crate) creator: Option<format_create::GuestIndices>,
+}
+
+/// The functions of an image format.
+pub(crate) struct FormatGuests {
+    pub(crate) reader: format_reader::Guest,
+    pub(crate) writer: Option<format_writer::Guest>,
+    pub(crate) creator: Option<format_create::Guest>,
+}
+
+impl World for Formats {
+    type Guests = FormatGuests;
+
+    fn link(pre: &InstancePre<HostState>) -> wasmtime::Result<Self> {
+        Ok(Self {
+            reader: format_reader::GuestIndices::new(pre)?,
+            writer: format_writer::GuestIndices::new(pre).ok(),
+            creator: format_create::GuestIndices::new(pre).ok(),
+        })
+    }
+
+    fn load(
+        &self,
+        store: &mut Store<HostState>,
+        instance: &Instance,
+    ) -> wasmtime::Result<FormatGuests> {
+        let reader = self.reader.load(&mut *store, instance)?;
+        let writer = self
+            .writer
+            .as_ref()
+            .map(|w| w.load(&mut *store, instance))
+            .transpose()?;
+        let creator = self
+            .creator
+            .as_ref()
+            .map(|c| c.load(&mut *store, instance))
+            .transpose()?;
+        Ok(FormatGuests {
+            reader,
+            writer,
+            creator,
+        })
+    }
+}
+
+/// An authorization policy.
+pub(crate) struct Policies(authz_policy::GuestIndices);
+
+impl World for Policies {
+    type Guests = authz_policy::Guest;
+
+    fn link(pre: &InstancePre<HostState>) -> wasmtime::Result<Self> {
+        authz_policy::GuestIndices::new(pre).map(Self)
+    }
+
+    fn load(
+        &self,
+        store: &mut Store<HostState>,
+        instance: &Instance,
+    ) -> wasmtime::Result<authz_policy::Guest> {
+        self.0.load(store, instance)
+    }
+}
+
+/// A provider of metadata contexts.
+pub(crate) struct Providers(context_provider::GuestIndices);
+
+impl World for Providers {
+    type Guests = context_provider::Guest;
+
+    fn link(pre: &InstancePre<HostState>) -> wasmtime::Result<Self> {
+        context_provider::GuestIndices::new(pre).map(Self)
+    }
+
+    fn load(
+        &self,
+        store: &mut Store<HostState>,
+        instance: &Instance,
+    ) -> wasmtime::Result<context_provider::Guest> {
+        self.0.load(store, instance)
+    }
+}

@@ -1,0 +1,256 @@
+//! Authorization of NBD clients by policies: who enters, what they see, what they may, for how long.
+//!
+//! The policy is the guest `obeys`, which does what a file says, so that a test can change its mind.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::time::{Duration, Instant};
+
+use outport_test_guests as guests;
+use outport_tests::nbd::wire::{opt, rep};
+use outport_tests::{Daemon, Server, eventually};
+use serde_json::{Value, json};
+
+/// `NBD_EPERM`.
+const EPERM: u32 = 1;
+
+/// A daemon with exports `a` and `b` that asks `az` about `b`.
+struct Guarded {
+    daemon: Daemon,
+}
+
+impl Guarded {
+    fn start(plugin: &[u8], rules: &str) -> Self {
+        let mut daemon = Daemon::builder(Server::Outport).nbd().start();
+        let path = daemon.path("policy.wasm");
+        std::fs::write(&path, plugin).unwrap();
+        std::fs::write(daemon.path("rules"), rules).unwrap();
+        let (path, rules) = (path.to_str().unwrap(), daemon.path("rules"));
+        for object in [
+            json!({"qom-type": "wasm-plugin", "id": "p", "filename": path,
+                   "allow-unpinned": true, "call-time-max-ms": 30}),
+            json!({"qom-type": "authz-wasm", "id": "az", "plugin": "p",
+                   "files": {"rules": rules}}),
+        ] {
+            daemon.qmp.ok("object-add", object);
+        }
+        let node = json!({"driver": "null-co", "node-name": "n", "size": 1 << 20,
+                          "read-zeroes": true});
+        daemon.qmp.ok("blockdev-add", node);
+        let mut guarded = Self { daemon };
+        guarded.export("a", json!({}));
+        guarded.export("b", json!({"authz": "az"}));
+        guarded
+    }
+
+    fn export(&mut self, name: &str, more: Value) {
+        let mut export = json!({"type": "nbd", "id": name, "node-name": "n", "name": name,
+                                "writable": true});
+        let members = export.as_object_mut().unwrap();
+        members.extend(more.as_object().unwrap().clone());
+        self.daemon.qmp.ok("block-export-add", export);
+    }
+
+    fn say(&self, rules: &str) {
+        // By renaming, as editors do: another file, whatever the clock says.
+        let new = self.daemon.path("rules.new");
+        std::fs::write(&new, rules).unwrap();
+        std::fs::rename(new, self.daemon.path("rules")).unwrap();
+    }
+
+    /// Why GO was refused; `None`: it was not.
+    fn refusal(&self, export: &str) -> Option<u32> {
+        let mut haggle = self.daemon.haggle();
+        haggle
+            .query(opt::GO, export, &[])
+            .unwrap()
+            .err()
+            .map(|reply| reply.kind)
+    }
+
+    fn listed(&self) -> Vec<String> {
+        let replies = self.daemon.haggle().ask(opt::LIST, &[]).unwrap();
+        let servers = replies.iter().filter(|reply| reply.kind == rep::SERVER);
+        let name = |data: &[u8]| String::from_utf8(data[4..].to_vec()).unwrap();
+        servers.map(|reply| name(&reply.data)).collect()
+    }
+
+    fn totals(&mut self) -> Value {
+        self.daemon.qmp.ok("query-authz", json!({}))[0].clone()
+    }
+}
+
+#[test]
+fn a_denied_export_is_neither_listed_nor_known() {
+    let mut guarded = Guarded::start(&guests::obeys(), "no");
+    assert_eq!(guarded.listed(), ["a"]);
+    assert_eq!(guarded.refusal("b"), Some(rep::ERR_UNKNOWN));
+    assert_eq!(guarded.refusal("b"), guarded.refusal("nosuch"));
+    assert_eq!(guarded.refusal("a"), None, "nobody is asked about this one");
+    // The next decision knows of the change.
+    guarded.say("allow");
+    assert_eq!(guarded.refusal("b"), None);
+    assert_eq!(guarded.listed(), ["a", "b"]);
+    let totals = guarded.totals();
+    assert_eq!(
+        (&totals["id"], &totals["type"]),
+        (&json!("az"), &json!("authz-wasm"))
+    );
+    assert_eq!(
+        (&totals["allowed"], &totals["denied"]),
+        (&json!(2), &json!(4)),
+        "{totals}"
+    );
+    let denial = totals["last-denial"].as_str().unwrap();
+    assert!(denial.starts_with("nbd-unix uid="), "{denial}");
+    assert!(denial.ends_with("at 'b': told to"), "{denial}");
+    let log = guarded.daemon.stderr();
+    assert!(log.contains("access denied"), "{log}");
+}
+
+#[test]
+fn a_grant_may_be_read_only() {
+    let guarded = Guarded::start(&guests::obeys(), "read");
+    let mut reader = guarded.daemon.client("b");
+    assert_eq!(reader.write(0, &[0; 512]).unwrap(), Err(EPERM));
+    assert!(reader.read(0, 512).unwrap().is_ok());
+    guarded.say("allow");
+    let mut writer = guarded.daemon.client("b");
+    assert_eq!(writer.write(0, &[0; 512]).unwrap(), Ok(()));
+    assert_eq!(reader.write(0, &[0; 512]).unwrap(), Err(EPERM), "told once");
+}
+
+#[test]
+fn a_grant_may_limit_the_rate() {
+    let guarded = Guarded::start(&guests::obeys(), "limited");
+    let mut client = guarded.daemon.client("b");
+    let started = Instant::now();
+    for _ in 0..11 {
+        assert!(client.read(0, 512).unwrap().is_ok());
+    }
+    // Twenty a second, less the burst of one: at least half of the time that it should take.
+    assert!(started.elapsed() > Duration::from_millis(200));
+    client.disconnect().unwrap();
+}
+
+#[test]
+fn an_expired_grant_is_asked_for_again() {
+    let mut guarded = Guarded::start(&guests::obeys(), "ttl");
+    let mut client = guarded.daemon.client("b");
+    let mut asked = || guarded.totals()["allowed"].as_u64().unwrap();
+    eventually("the grant is renewed", || (asked() >= 3).then_some(()));
+    assert!(
+        client.read(0, 512).unwrap().is_ok(),
+        "and the session goes on"
+    );
+    guarded.say("no longer");
+    assert!(client.closed(), "until it is denied");
+    assert_eq!(guarded.refusal("b"), Some(rep::ERR_UNKNOWN));
+    // What can no longer write must come again to be told so.
+    guarded.say("ttl");
+    let mut writer = guarded.daemon.client("b");
+    guarded.say("read");
+    assert!(writer.closed());
+}
+
+#[test]
+fn a_broken_policy_denies_and_others_are_served_meanwhile() {
+    for (plugin, fault) in [
+        (guests::policy_traps(), "trap"),
+        (guests::policy_spins(), "deadline"),
+        (guests::policy_lies(), "bad-answer"),
+    ] {
+        let mut guarded = Guarded::start(&plugin, "");
+        assert_eq!(guarded.refusal("b"), Some(rep::ERR_UNKNOWN), "{fault}");
+        assert_eq!(guarded.refusal("a"), None, "{fault}");
+        assert_eq!(guarded.listed(), ["a"], "{fault}");
+        let events = eventually("the fault is told", || {
+            let events = guarded.daemon.qmp.events("OUTPORT_PLUGIN_FAULT");
+            (!events.is_empty()).then_some(events)
+        });
+        let event = &events[0];
+        let told = (&event["data"]["fault"], &event["data"]["object"]);
+        assert_eq!(told, (&json!(fault), &json!("az")), "{event}");
+        let plugins = guarded.daemon.qmp.ok("query-plugins", json!({}));
+        let ours = plugins
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|p| p["name"] == "p");
+        let ours = ours.unwrap();
+        assert_eq!(
+            (&ours["kind"], &ours["faults"]),
+            (&json!("authz"), &json!(1))
+        );
+        assert_eq!(guarded.totals()["denied"], 2, "{fault}");
+    }
+}
+
+#[test]
+fn a_policy_on_trial_is_only_logged() {
+    let mut guarded = Guarded::start(&guests::obeys(), "no");
+    let enforce = json!({"path": "/objects/az", "property": "enforce", "value": false});
+    guarded.daemon.qmp.ok("qom-set", enforce);
+    assert_eq!(guarded.refusal("b"), None);
+    let totals = guarded.totals();
+    assert_eq!(
+        (&totals["denied"], &totals["unenforced"]),
+        (&json!(1), &json!(1))
+    );
+    let log = guarded.daemon.stderr();
+    assert!(log.contains("access would be denied"), "{log}");
+    let enforce = json!({"path": "/objects/az", "property": "enforce", "value": true});
+    guarded.daemon.qmp.ok("qom-set", enforce);
+    assert_eq!(guarded.refusal("b"), Some(rep::ERR_UNKNOWN));
+}
+
+#[test]
+fn what_an_object_is_called_counts_when_it_is_asked() {
+    let mut guarded = Guarded::start(&guests::obeys(), "allow");
+    guarded.daemon.qmp.ok("object-del", json!({"id": "az"}));
+    assert_eq!(
+        guarded.refusal("b"),
+        Some(rep::ERR_UNKNOWN),
+        "it is missing"
+    );
+    let simple = json!({"qom-type": "authz-simple", "id": "az", "identity": ""});
+    guarded.daemon.qmp.ok("object-add", simple);
+    assert_eq!(
+        guarded.refusal("b"),
+        None,
+        "who has no name is admitted by that"
+    );
+    let identity = json!({"path": "/objects/az", "property": "identity", "value": "CN=a"});
+    guarded.daemon.qmp.ok("qom-set", identity);
+    assert_eq!(guarded.refusal("b"), Some(rep::ERR_UNKNOWN));
+}
+
+#[test]
+fn a_server_asks_about_all_of_its_exports_and_strict_ones_deny_unasked() {
+    let mut guarded = Guarded::start(&guests::obeys(), "read");
+    for (id, more) in [
+        ("all", json!({"authz": "az"})),
+        ("strict", json!({"strict-authz": true})),
+    ] {
+        let path = guarded.daemon.path(id);
+        let mut server = json!({"id": id, "addr": {"type": "unix", "data": {"path": path}}});
+        let members = server.as_object_mut().unwrap();
+        members.extend(more.as_object().unwrap().clone());
+        guarded.daemon.qmp.ok("nbd-server-start", server);
+    }
+    guarded.export("c", json!({"server": "all"}));
+    guarded.export("d", json!({"server": "strict"}));
+    guarded.export("e", json!({"server": "strict", "authz": "az"}));
+    let kind = |server: &str, export: &str| {
+        let address = outport_tests::nbd::Address::Unix(guarded.daemon.path(server));
+        let mut haggle = outport_tests::nbd::Haggle::connect(&address).unwrap();
+        haggle
+            .query(opt::GO, export, &[])
+            .unwrap()
+            .map(|told| told.flags & 2)
+    };
+    // NBD_FLAG_READ_ONLY is bit 1.
+    assert_eq!(kind("all", "c").unwrap(), 2);
+    assert_eq!(kind("strict", "d").unwrap_err().kind, rep::ERR_UNKNOWN);
+    assert_eq!(kind("strict", "e").unwrap(), 2);
+}
