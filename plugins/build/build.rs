@@ -77,8 +77,10 @@ fn precompile(_component: &[u8]) -> Result<Vec<u8>> {
 /// `target/plugins`, shared by all profiles: the inner build has only one, and
 /// its standard library takes a minute.
 fn shared_target_dir(out: &Path) -> PathBuf {
-    let target = out
+    let marked = out
         .ancestors()
         .find(|dir| dir.join("CACHEDIR.TAG").exists());
+    // target/PROFILE/build/PACKAGE/out, where cargo found the folder and left no mark.
+    let target = marked.or_else(|| out.ancestors().nth(4));
     target.unwrap_or(out).join("plugins")
 }

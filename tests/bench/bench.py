@@ -150,7 +150,7 @@ class Run:
         path = self.images.prepare(row.image)
         with Running(peer, row, path, self.args.size, self.folder) as server:
             measure = {"nbd-load": self.by_load, "nbdcopy": self.by_nbdcopy, "fio": self.by_fio,
-                       "start": self.start, "idle": self.idle}[row.client]
+                       "start": self.start, "authz": self.authz, "idle": self.idle}[row.client]
             return measure(row, server)
 
     def by_load(self, row, server):
@@ -186,6 +186,13 @@ class Run:
 
     def start(self, _row, server):
         return {"rate": server.first_byte_ms}
+
+    def authz(self, _row, server):
+        for _ in range(2000):
+            server.greet()
+        policy = server.qmp("query-authz")[0]
+        decisions = policy["allowed"] + policy["denied"]
+        return {"rate": policy["total-time-ns"] / decisions / 1000}
 
     def idle(self, _row, server):
         time.sleep(0.5)

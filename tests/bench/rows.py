@@ -22,8 +22,8 @@ class Row:
     load: tuple = ()  # arguments of nbd-load
     pin: str = "each"  # one: both on CPU 0; each: server 0, client 1; both: unpinned
     transport: str = "unix"
-    client: str = "nbd-load"  # nbd-load, nbdcopy, fio, start, idle
-    unit: str = "iops"  # iops, MB/s, ms, MiB
+    client: str = "nbd-load"  # nbd-load, nbdcopy, fio, start, authz, idle
+    unit: str = "iops"  # iops, MB/s, ms, us, MiB
     iothreads: int = 0
     targets: tuple = field(default_factory=tuple)
     quick: bool = False
@@ -130,6 +130,8 @@ ROWS = [
         client="fio"),
     Row("start-qcow2", "start to first byte served, qcow2", "qcow2", client="start", unit="ms",
         pin="both", quick=True, targets=(Target("below", "", 100),)),
+    Row("authz-decision", "one decision of a policy (the bundled authz-list), by its own clock", "null",
+        client="authz", unit="us", pin="both", quick=True, targets=(Target("below", "", 20),)),
     Row("idle-qcow2", "resident memory, one idle qcow2 export", "qcow2", client="idle", unit="MiB",
         pin="both", quick=True, targets=(Target("below", "", 40),)),
     # Writes: last, and to files of their own.
@@ -153,5 +155,4 @@ NOT_HERE = [
      "the server's"),
     ("vhost-user-blk", "needs a virtio front-end (a guest, or libblkio)"),
     ("FUSE", "needs a mount; fio on the mounted file measures it"),
-    ("authz decision", "a microbenchmark of the plugin host, not of a served byte"),
 ]

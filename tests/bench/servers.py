@@ -1,5 +1,6 @@
 """The servers that are compared: how each is started for an image and a transport."""
 
+import json
 import os
 import shutil
 import signal
@@ -19,10 +20,18 @@ class Peer:
     def __init__(self, id, title, program, aio=None):
         self.id, self.title, self.program, self.aio = id, title, program, aio
 
-    def argv(self, image, path, size, transport, address, iothreads):
+    def argv(self, image, path, size, transport, address, iothreads, monitor=None):
+        """With a monitor (a path), a policy is asked about each client."""
+        if monitor and self.id != "ours":
+            raise Unavailable("it asks nobody when a client names an export")
         if self.id == "nbdkit":
             return self._nbdkit(image, path, size, transport, address)
-        return self._storage_daemon(image, path, size, transport, address, iothreads)
+        argv = self._storage_daemon(image, path, size, transport, address, iothreads)
+        if monitor:
+            argv[-1] += ",authz=az"
+            argv[1:1] = ["--chardev", f"socket,id=m,path={monitor},server=on,wait=off",
+                         "--monitor", "m", "--object", "authz-list,id=az,policy=allow"]
+        return argv
 
     def _storage_daemon(self, image, path, size, transport, address, iothreads):
         quoted = str(path).replace(",", ",,")
@@ -84,7 +93,9 @@ class Running:
         if os.path.exists(self.socket):
             os.unlink(self.socket)
         address = self.socket if row.transport == "unix" else self.port
-        argv = peer.argv(row.image, path, size, row.transport, address, row.iothreads)
+        self.monitor = os.path.join(scratch, "q.sock") if row.client == "authz" else None
+        argv = peer.argv(row.image, path, size, row.transport, address, row.iothreads,
+                         self.monitor)
         cpus = range(os.cpu_count()) if row.pin == "both" else [0]
         self.started = time.monotonic()
         self.errors = open(os.path.join(scratch, "server.err"), "w+b")
@@ -144,6 +155,22 @@ class Running:
                 return (time.monotonic() - self.started) * 1000
             except (ConnectionError, FileNotFoundError):
                 time.sleep(0.0005)
+
+    def greet(self):
+        """One client that enters the export and leaves."""
+        self._read_512()
+
+    def qmp(self, command):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(10)
+            sock.connect(self.monitor)
+            lines = sock.makefile("rw")
+            lines.readline()
+            for execute in ["qmp_capabilities", command]:
+                lines.write(json.dumps({"execute": execute}) + "\n")
+                lines.flush()
+                answer = json.loads(lines.readline())
+            return answer["return"]
 
     def _read_512(self):
         family = socket.AF_INET if self.port else socket.AF_UNIX

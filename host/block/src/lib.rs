@@ -6,7 +6,6 @@
 
 pub mod authz;
 pub mod bitmap;
-pub mod context;
 pub mod engine;
 mod errno;
 pub mod error;
@@ -22,6 +21,7 @@ mod range;
 pub mod remote;
 #[doc(hidden)]
 pub mod trace;
+pub mod view;
 pub mod window;
 
 pub use engine::buffer::Buf;

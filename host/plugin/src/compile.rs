@@ -4,6 +4,8 @@
 //! compiles other plugins at run time through [`compile`], on a thread of its
 //! own. Both use the settings of `engine`, so that the code is interchangeable.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use sha2::{Digest as _, Sha256};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Precompiled};
@@ -31,7 +33,15 @@ pub fn precompile(wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
 /// thread that serves anybody.
 pub(crate) fn compile(engine: &PluginEngine, wasm: &[u8]) -> Result<Component, CompileError> {
     acceptable(wasm)?;
-    Component::from_binary(&engine.engine, wasm).map_err(|e| CompileError(format!("{e:#}")))
+    // It is a hundred thousand lines that read a stranger's file: should one of
+    // them panic, that file is not for us, and the daemon goes on.
+    let compiled = catch_unwind(AssertUnwindSafe(|| {
+        Component::from_binary(&engine.engine, wasm)
+    }));
+    match compiled {
+        Ok(compiled) => compiled.map_err(|e| CompileError(format!("{e:#}"))),
+        Err(_panic) => Err(CompileError("The compiler gave up on this file".into())),
+    }
 }
 
 /// A binary component, by its first bytes. The words of the compiler for

@@ -46,7 +46,9 @@ pub(crate) fn config() -> wasmtime::Result<Config> {
         .concurrency_support(false)
         .epoch_interruption(true)
         .wasm_memory64(false)
-        .wasm_multi_memory(false)
+        // Components made of several parts (other languages' tools make such)
+        // are joined by adapters that see the memories of both.
+        .wasm_multi_memory(true)
         .wasm_relaxed_simd(false)
         .cranelift_opt_level(OptLevel::Speed)
         .parallel_compilation(true)

@@ -276,4 +276,30 @@ mod tests {
             assert!(problem.contains(said), "{problem}");
         }
     }
+
+    #[test]
+    fn each_kind_has_its_own_imports() {
+        let foreign = |kind, names: &[&str]| {
+            let names: Vec<_> = names
+                .iter()
+                .map(|name| format!("outport:plugin/{name}@0.1.0"))
+                .collect();
+            foreign_imports(kind, &names)
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(
+            foreign(PluginKind::Authz, &["types", "log", "config-files"]),
+            none
+        );
+        assert_eq!(
+            foreign(PluginKind::FormatReader, &["log", "files", "health"]),
+            none
+        );
+        assert_eq!(
+            foreign(PluginKind::MetadataContext, &["node-view", "files"]),
+            ["It imports outport:plugin/files, which plugins of kind metadata-context do not have"]
+        );
+        assert_eq!(foreign(PluginKind::Authz, &["files", "txn"]).len(), 2);
+        assert_eq!(foreign(PluginKind::Format, &["config-files"]).len(), 1);
+    }
 }

@@ -5,7 +5,7 @@
 use std::pin::Pin;
 
 use outport_block::authz::ConfigFiles;
-use outport_block::context::{Allocation, NodeView, Viewing};
+use outport_block::view::{Allocation, NodeView, Viewing};
 use outport_block::format::FormatFiles;
 use outport_block::{ByteRange, Errno};
 

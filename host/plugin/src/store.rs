@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use outport_block::authz::ConfigFiles;
-use outport_block::context::NodeView;
+use outport_block::view::NodeView;
 use outport_block::format::{FormatFiles, TxnLog};
 use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 

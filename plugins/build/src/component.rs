@@ -152,8 +152,9 @@ fn rust_flags(toolchain: &Toolchain) -> Vec<String> {
     remapped.into_iter().filter_map(flag).collect()
 }
 
-/// Make a component of a core module that `outport_sdk::export_format_*!` made.
-fn componentize(module: &[u8]) -> Result<Vec<u8>> {
+/// Make a component of a core module that says what it is: one that
+/// `outport_sdk::export_*!` made, or `embed`.
+pub(crate) fn componentize(module: &[u8]) -> Result<Vec<u8>> {
     let mut component = ComponentEncoder::default()
         .validate(true)
         .module(module)

@@ -6,19 +6,27 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 mod component;
+mod foreign;
 mod toolchain;
 
 const USAGE: &str = "usage: outport-plugin-build FOLDER -o FILE.wasm [--target-dir DIR]
+       outport-plugin-build MODULE.wasm --world WORLD -o FILE.wasm
 
 Compiles the plugin crate in FOLDER for wasm32-unknown-unknown and writes it as
-a component. DIR keeps what the compiler makes, for the next time.";
+a component. DIR keeps what the compiler makes, for the next time.
+
+With --world it makes a component of a core module of another language, which
+exports the functions of that world of wit/.";
 
 fn main() -> Result<()> {
     let Some(args) = Args::parse(env::args().skip(1))? else {
         println!("{USAGE}");
         return Ok(());
     };
-    let mut plugins = component::build(&args.folder, &args.target_dir)?;
+    let mut plugins = match &args.world {
+        Some(world) => vec![foreign::build(&args.folder, world)?],
+        None => component::build(&args.folder, &args.target_dir)?,
+    };
     let (Some(plugin), true) = (plugins.pop(), plugins.is_empty()) else {
         bail!(
             "{} does not make exactly one component (more: {:?}): a plugin is one crate with \
@@ -34,26 +42,29 @@ fn main() -> Result<()> {
     println!(
         "{} of {}: {kind}, {} KiB, contract outport:plugin@{contract}",
         args.output.display(),
-        plugin.folder.join("Cargo.toml").display(),
+        plugin.folder.display(),
         plugin.component.len().div_ceil(1024)
     );
     Ok(())
 }
 
 struct Args {
+    /// Or the module.
     folder: PathBuf,
     output: PathBuf,
     target_dir: PathBuf,
+    world: Option<String>,
 }
 
 impl Args {
     /// `None`: help was asked for.
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Self>> {
-        let (mut folder, mut output, mut target_dir) = (None, None, None);
+        let (mut folder, mut output, mut target_dir, mut world) = (None, None, None, None);
         while let Some(arg) = args.next() {
             match arg.as_str() {
                 "-h" | "--help" => return Ok(None),
                 "-o" => output = Some(args.next().context("-o needs a file")?),
+                "--world" => world = Some(args.next().context("--world needs a name")?),
                 "--target-dir" => {
                     target_dir = Some(args.next().context("--target-dir needs a folder")?);
                 }
@@ -70,6 +81,7 @@ impl Args {
             output: output.context(USAGE)?.into(),
             // The compiler runs in FOLDER.
             target_dir: env::current_dir()?.join(target_dir),
+            world,
         }))
     }
 }

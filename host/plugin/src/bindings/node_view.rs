@@ -2,7 +2,7 @@
 //! data.
 
 use outport_block::ByteRange;
-use outport_block::context::Allocation;
+use outport_block::view::Allocation;
 
 use super::generated::outport::plugin::node_view::{self, Alloc, AllocRun};
 use super::refuse;

@@ -1,5 +1,5 @@
-//! What a provider of metadata contexts may see of a node: its length and what the host knows of its
-//! ranges, never its data. In the words of `wit/metactx.wit`.
+//! What a provider of metadata contexts may see of a node: its length and what the host knows of
+//! its ranges, never its data. In the words of `wit/metactx.wit`.
 //!
 //! Asked on the iothread whose client wants a block status.
 
