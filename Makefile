@@ -38,6 +38,7 @@ test:
 
 bench: build
 	python3 tests/bench/bench.py --ours "$(BIN)/outportd" --load "$(BIN)/nbd-load" $(BENCH)
+	python3 tests/bench/fuse.py --ours "$(BIN)/outportd" $(filter --quick,$(BENCH))
 
 fuzz:
 	@.ci/test fuzz $(FUZZ_SECONDS)

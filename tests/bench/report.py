@@ -33,10 +33,9 @@ def verdict(target, row, results):
     if target.measure == "below":
         value = middle(mine, "rate")[0]
         return judge(value / target.bound, False, f"{value:.1f} {row.unit}, below {target.bound:g}")
-    if target.peer in ("qsd-uring", "qsd-threads", "nbdkit"):
-        theirs, name = results.get((row.id, target.peer)), target.peer
-    else:
-        theirs, name = results.get((target.peer, "ours")), f"our {target.peer}"
+    theirs, name = results.get((row.id, target.peer)), target.peer
+    if not theirs and (target.peer, "ours") in results:
+        theirs, name = results[target.peer, "ours"], f"our {target.peer}"
     value = ratio(mine, theirs, target.measure) if theirs else None
     if value is None:
         return f"{target.measure} vs {name}: not measured", None

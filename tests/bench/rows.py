@@ -154,5 +154,5 @@ NOT_HERE = [
     ("TLS 4k and 256k reads", "the load client speaks no TLS, and fio's and nbdcopy's cost hides "
      "the server's"),
     ("vhost-user-blk", "needs a virtio front-end (a guest, or libblkio)"),
-    ("FUSE", "needs a mount; fio on the mounted file measures it"),
+    ("FUSE", "has a script of its own, fuse.py: the client is fio on a mounted file"),
 ]

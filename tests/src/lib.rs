@@ -29,7 +29,7 @@ pub use process::{ProcStats, proc_stats};
 pub use qmp::{Qmp, QmpError};
 pub use rng::Rng;
 pub use tools::{
-    Output, check_image, python, python_package, qemu_img, requires, requires_python_nbd, run,
-    try_run,
+    Output, can_mount, check_image, python, python_package, qemu_img, requires,
+    requires_python_nbd, run, try_run,
 };
 pub use wait::{DEADLINE, eventually};

@@ -56,6 +56,13 @@ pub fn python_package(name: &str, version: &str) -> Option<PathBuf> {
     (folder.is_dir() || absent(&what)).then_some(folder)
 }
 
+/// Whether this process can mount FUSE exports.
+#[track_caller]
+pub fn can_mount() -> bool {
+    let able = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    able || absent("/dev/fuse, or root to mount with it,")
+}
+
 #[track_caller]
 fn absent(what: &str) -> bool {
     assert!(

@@ -22,6 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   outport serve disk.qcow2                        serve an image until Ctrl-C
   outport serve disk.img --read-only --port 10809
+  outport mount disk.qcow2 disk.raw               the image's content as a plain file
   outport exports /run/outportd/qmp.sock          what a running daemon serves
   outport qmp /run/outportd/qmp.sock block-export-del id=exp0
 
@@ -30,6 +31,7 @@ The daemon, outportd, takes the command line of qemu-storage-daemon; see outport
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Serve(Serve),
+    Mount(Mount),
     Qmp(Qmp),
     /// List what a daemon exports
     Exports(List),
@@ -113,6 +115,57 @@ Examples:
   outport serve overlay.qcow2 --allow-paths /srv/base-images
   outport serve disk.simg --format android-sparse --plugin android-sparse.wasm
   outport serve disk.raw --json | jq -r .uri
+
+Environment:
+  OUTPORTD  the daemon's program [default: outportd beside this program, then in PATH]";
+
+/// Show an image's content as a plain file until Ctrl-C
+///
+/// Mounts FILE: a regular file whose bytes are those of the disk in IMAGE, for every program that
+/// knows only raw disks: losetup, fdisk, dd, cp --sparse, a hypervisor. Nothing is converted or
+/// copied; what is not allocated in IMAGE is a hole in FILE. A FILE that does not exist is made,
+/// and removed at the end; one that exists is covered meanwhile.
+///
+/// Nobody can write unless --rw is given: a file system that is mounted from a disk changes it
+/// even if nothing is written to it.
+///
+/// The format is never guessed from the content, see outport-serve(1). Needs root, or fusermount3
+/// (Debian: fuse3).
+#[derive(Debug, clap::Args)]
+#[command(after_help = MOUNT_EXAMPLES)]
+pub(crate) struct Mount {
+    /// The image
+    pub(crate) image: PathBuf,
+    /// The file to mount over
+    pub(crate) file: PathBuf,
+    /// Let programs write: FILE's changes are IMAGE's
+    #[arg(long)]
+    pub(crate) rw: bool,
+    /// The image's format: raw, qcow2, or a driver that a plugin brings
+    #[arg(long, short)]
+    pub(crate) format: Option<String>,
+    /// Load this plugin; --format then names one of its drivers
+    #[arg(long, value_name = "FILE.wasm", requires = "format")]
+    pub(crate) plugin: Option<PathBuf>,
+    /// Let the image name files below this directory (backing files); may be repeated
+    #[arg(long, value_name = "DIR")]
+    pub(crate) allow_paths: Vec<PathBuf>,
+    /// Print one line of JSON when ready, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const MOUNT_EXAMPLES: &str = "\
+Examples:
+  outport mount disk.qcow2 disk.raw               then, elsewhere:
+      fdisk -l disk.raw                               its partitions
+      cp --sparse=always disk.raw copy.raw            a copy with its holes
+  outport mount disk.qcow2 disk.raw --rw          then, elsewhere:
+      losetup --find --show --partscan disk.raw       a block device for each partition
+      mount /dev/loop0p1 /mnt
+
+It ends with Ctrl-C, or when FILE is unmounted (umount FILE, fusermount3 -u FILE). Programs that
+still have FILE open then get errors, so detach loop devices first.
 
 Environment:
   OUTPORTD  the daemon's program [default: outportd beside this program, then in PATH]";

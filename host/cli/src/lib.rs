@@ -26,6 +26,7 @@ mod generate;
 mod keyval;
 mod lists;
 mod monitor;
+mod mount;
 mod output;
 mod plugin;
 mod serve;
@@ -50,6 +51,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let outcome = match args.command {
         Command::Serve(serve) => serve::run(&serve),
+        Command::Mount(mount) => mount::run(&mount),
         Command::Qmp(qmp) => monitor::run(&qmp),
         Command::Exports(list) => lists::exports(&list),
         Command::Nodes(list) => lists::nodes(&list),

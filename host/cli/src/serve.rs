@@ -7,6 +7,7 @@
 //! ```
 //! The daemon is in a process group of its own, so that Ctrl-C reaches it once, through us.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus};
@@ -15,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::ProgressBar;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
@@ -23,9 +24,12 @@ use crate::args::Serve;
 use crate::client::Client;
 use crate::{daemon, output};
 
-mod plan;
+pub(crate) mod plan;
 
 use plan::Plan;
+
+/// How often it is looked whether there is still something to do.
+const OVER_POLL: Duration = Duration::from_millis(500);
 
 /// How often the monitor is asked for while the daemon starts.
 const START_POLL: Duration = Duration::from_millis(10);
@@ -39,25 +43,53 @@ pub(crate) fn run(args: &Serve) -> Result<ExitCode> {
         .tempdir()
         .context("Cannot make a folder for the sockets")?;
     let plan = Plan::new(args, folder.path())?;
+    run_job(&plan, args.json, &program)
+}
+
+/// What a daemon is started for.
+pub(crate) trait Job {
+    /// The daemon's command line.
+    fn options(&self) -> &[OsString];
+    /// The socket of its monitor.
+    fn monitor(&self) -> &Path;
+    /// For programs, on one line; `pid` is the daemon's.
+    fn facts(&self, pid: u32) -> Value;
+    /// For people.
+    fn greeting(&self) -> String;
+    /// Did what it was started for end by itself? Asked now and then.
+    fn is_over(&self) -> bool {
+        false
+    }
+}
+
+/// Starts the daemon for it and stays until one of them is to end.
+pub(crate) fn run_job(job: &impl Job, json: bool, program: &Path) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("Cannot start")?;
-    runtime.block_on(serve(args, &plan, &program))
+    runtime.block_on(serve(job, json, program))
 }
 
 /// Says what is wrong before a daemon is started for it.
 fn check_image(args: &Serve) -> Result<()> {
-    let shown = args.image.display();
-    let metadata = fs::metadata(&args.image).with_context(|| format!("Cannot open '{shown}'"))?;
+    check_access(
+        &args.image,
+        !args.read_only,
+        "To serve it without, add --read-only",
+    )
+}
+
+/// The same; `advice` is for who cannot write.
+pub(crate) fn check_access(image: &Path, write: bool, advice: &str) -> Result<()> {
+    let shown = image.display();
+    let metadata = fs::metadata(image).with_context(|| format!("Cannot open '{shown}'"))?;
     if metadata.is_dir() {
         bail!("'{shown}' is a directory: give the image in it");
     }
-    if !args.read_only {
-        let writable = fs::OpenOptions::new().write(true).open(&args.image);
-        writable.map_err(|error| {
-            anyhow!("Cannot write to '{shown}': {error}. To serve it without, add --read-only")
-        })?;
+    if write {
+        let writable = fs::OpenOptions::new().write(true).open(image);
+        writable.map_err(|error| anyhow!("Cannot write to '{shown}': {error}. {advice}"))?;
     }
     Ok(())
 }
@@ -99,12 +131,12 @@ impl Signals {
     }
 }
 
-async fn serve(args: &Serve, plan: &Plan, program: &Path) -> Result<ExitCode> {
+async fn serve(job: &impl Job, json: bool, program: &Path) -> Result<ExitCode> {
     // Before the daemon exists: none of them is lost.
     let mut signals = Signals::new()?;
     let mut command = Command::new(program);
     command
-        .args(&plan.options)
+        .args(job.options())
         .stdin(std::process::Stdio::null());
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let child = command
@@ -114,7 +146,7 @@ async fn serve(args: &Serve, plan: &Plan, program: &Path) -> Result<ExitCode> {
 
     let spinner = ProgressBar::new_spinner().with_message("starting the daemon");
     spinner.enable_steady_tick(Duration::from_millis(100));
-    let started = wait_for_start(&mut child, plan, &mut signals).await;
+    let started = wait_for_start(&mut child, job.monitor(), &mut signals).await;
     spinner.finish_and_clear();
     match started {
         Ok(true) => {}
@@ -125,15 +157,22 @@ async fn serve(args: &Serve, plan: &Plan, program: &Path) -> Result<ExitCode> {
             return Err(error);
         }
     }
-    if args.json {
-        output::json_line(&plan.facts(child.0.id()))?;
+    if json {
+        output::json_line(&job.facts(child.0.id()))?;
     } else {
-        output::print(&plan.greeting())?;
+        output::print(&job.greeting())?;
     }
     loop {
-        match signals.next().await {
+        let woken = tokio::select! {
+            woken = signals.next() => woken,
+            () = sleep(OVER_POLL) => match job.is_over() {
+                true => Woken::Stop,
+                false => continue,
+            },
+        };
+        match woken {
             Woken::Stop => {
-                if !args.json {
+                if !json {
                     eprintln!("Stopping: requests finish, the image is flushed and closed");
                 }
                 return child.stop(&mut signals).await;
@@ -148,16 +187,20 @@ async fn serve(args: &Serve, plan: &Plan, program: &Path) -> Result<ExitCode> {
 }
 
 /// Waits until the daemon's monitor answers and shows the export; false: someone said stop.
-async fn wait_for_start(child: &mut Running, plan: &Plan, signals: &mut Signals) -> Result<bool> {
+async fn wait_for_start(
+    child: &mut Running,
+    monitor: &Path,
+    signals: &mut Signals,
+) -> Result<bool> {
     loop {
         if let Some(status) = child.0.try_wait()? {
             bail!("The daemon did not start ({status}); its message is above");
         }
-        if plan.monitor.exists()
-            && let Ok(mut client) = Client::connect(&plan.monitor)
+        if monitor.exists()
+            && let Ok(mut client) = Client::connect(monitor)
         {
             let exports = client.call("query-block-exports", &Map::new())?;
-            let ours = |export: &serde_json::Value| export["id"] == json!(plan::EXPORT_ID);
+            let ours = |export: &Value| export["id"] == json!(plan::EXPORT_ID);
             if !exports
                 .as_array()
                 .is_some_and(|exports| exports.iter().any(ours))

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
-use outport_tests::{TempImage, check_image, checksum_file, eventually, requires, run};
+use outport_tests::{TempImage, can_mount, check_image, checksum_file, eventually, requires, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -34,8 +34,13 @@ struct Served {
 impl Served {
     #[track_caller]
     fn start(args: &[&str]) -> Self {
+        Self::start_as("serve", args)
+    }
+
+    #[track_caller]
+    fn start_as(what: &str, args: &[&str]) -> Self {
         let mut command = Command::new(OUTPORT);
-        command.arg("serve").args(args).arg("--json");
+        command.arg(what).args(args).arg("--json");
         let mut process = command
             .stdout(Stdio::piped())
             .stdin(Stdio::null())
@@ -46,7 +51,7 @@ impl Served {
         BufReader::new(stdout).read_line(&mut line).unwrap();
         assert!(
             !line.is_empty(),
-            "outport serve {args:?} ended: {:?}",
+            "outport {what} {args:?} ended: {:?}",
             process.wait()
         );
         Self {
@@ -108,6 +113,49 @@ fn an_image_is_served_and_reads_back() {
     assert!(served.stop(Signal::INT).success());
     assert!(!Path::new(&socket).exists(), "{socket} is left behind");
     check_image(image.path(), "after Ctrl-C");
+}
+
+#[test]
+fn an_image_is_mounted_as_a_file_until_somebody_unmounts_it() {
+    if !can_mount() || !requires("qemu-img") {
+        return;
+    }
+    let raw = TempImage::random(8 << 20, 1);
+    let image = raw.converted("qcow2", &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a disk.raw");
+    let mut mounted = Served::start_as("mount", &[image.str(), file.to_str().unwrap()]);
+    assert_eq!(mounted.fact("format"), "qcow2");
+    assert_eq!(checksum_file(&file), checksum_file(raw.path()));
+    let write = std::fs::OpenOptions::new().write(true).open(&file);
+    assert!(write.is_err(), "nobody asked for --rw");
+    run("umount", &[file.to_str().unwrap()]);
+    let status = eventually("outport ends", || mounted.process.try_wait().unwrap());
+    assert!(status.success());
+    assert!(!file.exists(), "it was made for the mount");
+}
+
+#[test]
+fn what_is_written_to_a_mounted_file_is_in_the_image() {
+    if !can_mount() || !requires("qemu-img") {
+        return;
+    }
+    let image = TempImage::qcow2(64 << 20, "");
+    let file = TempImage::zeroes(0);
+    let mounted = Served::start_as("mount", &[image.str(), file.str(), "--rw"]);
+    let data = vec![7; 3 << 20];
+    let target = std::fs::OpenOptions::new().write(true).open(file.path());
+    std::os::unix::fs::FileExt::write_all_at(&target.unwrap(), &data, 1 << 20).unwrap();
+    assert!(mounted.stop(Signal::INT).success());
+    check_image(image.path(), "after Ctrl-C");
+    assert!(file.path().exists(), "it was there before");
+    let (from, to) = (image.str(), file.str());
+    run(
+        "qemu-img",
+        &["convert", "-f", "qcow2", "-O", "raw", from, to],
+    );
+    let content = std::fs::read(file.path()).unwrap();
+    assert_eq!(content[1 << 20..4 << 20], data);
 }
 
 #[test]
@@ -233,13 +281,18 @@ fn the_format_is_never_guessed() {
 
 #[test]
 fn errors_name_the_thing() {
-    let cases: [(&[&str], &str); 4] = [
+    let cases: [(&[&str], &str); 6] = [
         (&["serve", "nosuch.raw"], "'nosuch.raw'"),
         (
             &["exports", "/nonexistent/qmp.sock"],
             "'/nonexistent/qmp.sock'",
         ),
         (&["serve", ".", "--format", "raw"], "directory"),
+        (&["mount", "nosuch.raw", "m"], "'nosuch.raw'"),
+        (
+            &["mount", "Cargo.toml", ".", "--format", "raw"],
+            "give a file",
+        ),
         (&["plugin", "check", "nosuch.wasm"], "'nosuch.wasm'"),
     ];
     for (args, word) in cases {

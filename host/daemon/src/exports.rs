@@ -13,8 +13,10 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use outport_block::Node;
 use outport_block::bitmap::Held;
 use outport_block::filter::throttle::Undrain;
 use outport_export::{Export, ExportTotals};
@@ -27,6 +29,10 @@ use outport_qmp::{Error, Event};
 use crate::daemon::Daemon;
 use crate::graph::EdgeId;
 
+/// The kernel tells of a file that was closed when the process that closed it is long gone on: a
+/// safe removal waits so long for that.
+const RELEASE_TIME: Duration = Duration::from_millis(200);
+
 /// One export and what it holds.
 pub(crate) struct Entry {
     pub(crate) export: Arc<Export>,
@@ -37,6 +43,8 @@ pub(crate) struct Entry {
     pub(crate) iothreads: Vec<String>,
     /// While it shuts down its requests pass the limits of throttles.
     pub(crate) drained: Vec<Undrain>,
+    /// Who has it open reads the file below without us: the node stays as it is meanwhile.
+    pub(crate) bypassed: bool,
     /// Id of the NBD server that offers it; `None` is the default one.
     pub(crate) server: Option<String>,
     /// Bitmaps that it offers: commands leave them alone.
@@ -49,15 +57,64 @@ impl Entry {
     }
 }
 
+/// Whether a node is `name`, or one below it is.
+fn holds(node: &Node, name: &str) -> bool {
+    node.name() == name || node.children().iter().any(|(_, child)| holds(child, name))
+}
+
+/// An id that is taken until this is dropped.
+pub(crate) struct Reserved<'a> {
+    exports: &'a Exports,
+    id: String,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let mut reserved = self.exports.reserved.borrow_mut();
+        reserved.retain(|id| *id != self.id);
+    }
+}
+
 /// All exports, in the order in which they were added.
 #[derive(Default)]
 pub(crate) struct Exports {
     list: RefCell<Vec<Entry>>,
+    /// Ids of exports that are being added.
+    reserved: RefCell<Vec<String>>,
     /// What exports did that are gone, by the name of their node.
     past: RefCell<BTreeMap<String, ExportTotals>>,
 }
 
 impl Exports {
+    /// Takes an id for an export that is being added; `None`: it is taken.
+    pub(crate) fn reserve(&self, id: &str) -> Option<Reserved<'_>> {
+        let mut reserved = self.reserved.borrow_mut();
+        if self.has(id) || reserved.iter().any(|other| other == id) {
+            return None;
+        }
+        reserved.push(id.to_owned());
+        Some(Reserved {
+            exports: self,
+            id: id.to_owned(),
+        })
+    }
+
+    /// Whether somebody reads this node's file without us.
+    pub(crate) fn is_bypassed(&self, node: &str) -> bool {
+        let list = self.list.borrow();
+        let mut read = list
+            .iter()
+            .filter(|it| it.bypassed && it.export.users() > 0);
+        read.any(|entry| holds(entry.export.node(), node))
+    }
+
+    /// Some node has another length: whoever tells clients of it looks again.
+    pub(crate) fn tell_resized(&self) {
+        for entry in self.list.borrow().iter() {
+            entry.export.tell_resized();
+        }
+    }
+
     /// Whether an id is taken, also by an export that is shutting down.
     pub(crate) fn has(&self, id: &str) -> bool {
         self.list
@@ -91,22 +148,32 @@ impl Exports {
     ///
     /// # Errors
     /// There is no such export, it is going already, or it has users and `mode` is safe.
-    pub(crate) fn delete(
+    pub(crate) async fn delete(
         &self,
         daemon: &Daemon,
         id: &str,
         mode: BlockExportRemoveMode,
     ) -> Result<(), Error> {
-        let export = self.find(id)?.0;
+        let (export, kind) = self.find(id)?;
+        let safe = mode == BlockExportRemoveMode::Safe;
+        if safe && kind == BlockExportType::Fuse {
+            let left = tokio::time::timeout(RELEASE_TIME, export.unused());
+            let _still_used = left.await;
+        }
         if export.is_shutting_down() {
             return Err(Error::generic(format!(
                 "Export '{id}' is already shutting down"
             )));
         }
-        if mode == BlockExportRemoveMode::Safe && export.users() > 0 {
+        if safe && export.users() > 0 {
             return Err(Error::generic(format!("export '{id}' still in use")));
         }
         self.shut_down(daemon, &export);
+        if kind == BlockExportType::Fuse && export.users() == 0 {
+            // Who is told that it is removed finds the file that it covered.
+            export.gone().await;
+            self.finish(daemon, id);
+        }
         Ok(())
     }
 
@@ -227,7 +294,7 @@ impl Exports {
             entry.drained.extend(drained);
         }
         drop(list);
-        if export.users() == 0 {
+        if export.is_gone() {
             self.finish(daemon, export.id());
         }
     }
@@ -235,9 +302,9 @@ impl Exports {
     /// An export is gone. Called by everyone who waited for it; the first call counts.
     fn finish(&self, daemon: &Daemon, id: &str) {
         let mut list = self.list.borrow_mut();
-        let gone = list.iter().position(|entry| {
-            entry.export.id() == id && entry.export.is_shutting_down() && entry.export.users() == 0
-        });
+        let gone = list
+            .iter()
+            .position(|entry| entry.export.id() == id && entry.export.is_gone());
         let Some(at) = gone else { return };
         let entry = list.remove(at);
         drop(list);

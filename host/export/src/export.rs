@@ -64,9 +64,11 @@ pub struct Export {
     iothreads: Vec<IoThread>,
     next_iothread: AtomicUsize,
     users: AtomicUsize,
+    holds: AtomicUsize,
     shutting_down: AtomicBool,
     cut: Notify,
     left: Notify,
+    resized: Notify,
     stats: Shards,
 }
 
@@ -82,9 +84,11 @@ impl Export {
             iothreads,
             next_iothread: AtomicUsize::new(0),
             users: AtomicUsize::new(0),
+            holds: AtomicUsize::new(0),
             shutting_down: AtomicBool::new(false),
             cut: Notify::new(),
             left: Notify::new(),
+            resized: Notify::new(),
             stats: Shards::default(),
         })
     }
@@ -143,6 +147,12 @@ impl Export {
         self.stats.totals()
     }
 
+    /// The iothreads; at least one.
+    #[must_use]
+    pub fn iothreads(&self) -> &[IoThread] {
+        &self.iothreads
+    }
+
     /// The iothread for the next connection, in turn.
     #[must_use]
     pub fn next_iothread(&self) -> &IoThread {
@@ -158,13 +168,51 @@ impl Export {
         self.left.notify_waiters();
     }
 
+    /// Was it shut down, and has everyone left?
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        let held = self.holds.load(Ordering::SeqCst) > 0;
+        self.is_shutting_down() && self.users() == 0 && !held
+    }
+
+    /// The node has another length now.
+    pub fn tell_resized(&self) {
+        self.resized.notify_one();
+    }
+
+    /// Resolves when the node got another length since the last time; for one who waits.
+    pub async fn resized(&self) {
+        self.resized.notified().await;
+    }
+
+    /// Until the answer is dropped the export is not gone, though nobody is inside: what serves it
+    /// has something to take away first.
+    #[must_use]
+    pub fn hold(self: &Arc<Self>) -> ExportHold {
+        self.holds.fetch_add(1, Ordering::SeqCst);
+        ExportHold(self.clone())
+    }
+
+    /// Resolves when nobody is inside.
+    pub async fn unused(&self) {
+        loop {
+            let left = self.left.notified();
+            tokio::pin!(left);
+            left.as_mut().enable();
+            if self.users() == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+
     /// Resolves when the export was shut down and everyone has left.
     pub async fn gone(&self) {
         loop {
             let left = self.left.notified();
             tokio::pin!(left);
             left.as_mut().enable();
-            if self.is_shutting_down() && self.users() == 0 {
+            if self.is_gone() {
                 return;
             }
             left.await;
@@ -220,6 +268,18 @@ impl ExportUser {
 impl Drop for ExportUser {
     fn drop(&mut self) {
         if self.0.users.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.left.notify_waiters();
+        }
+    }
+}
+
+/// Keeps an export from being gone; no user of it.
+#[derive(Debug)]
+pub struct ExportHold(Arc<Export>);
+
+impl Drop for ExportHold {
+    fn drop(&mut self) {
+        if self.0.holds.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.left.notify_waiters();
         }
     }

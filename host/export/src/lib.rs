@@ -7,11 +7,13 @@
 pub mod access;
 pub mod errno;
 pub mod export;
+pub mod fuse;
 pub mod lease;
 pub mod nbd;
+mod pool;
 pub mod stats;
 
 pub use access::{Access, Policies, PolicyTotals};
-pub use export::{Export, ExportContext, ExportOptions, ExportUser, NoEntry};
+pub use export::{Export, ExportContext, ExportHold, ExportOptions, ExportUser, NoEntry};
 pub use lease::Lease;
 pub use stats::{ExportStats, ExportTotals};

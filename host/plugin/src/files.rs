@@ -5,8 +5,8 @@
 use std::pin::Pin;
 
 use outport_block::authz::ConfigFiles;
-use outport_block::view::{Allocation, NodeView, Viewing};
 use outport_block::format::FormatFiles;
+use outport_block::view::{Allocation, NodeView, Viewing};
 use outport_block::{ByteRange, Errno};
 
 /// Grants nothing, notices nothing.

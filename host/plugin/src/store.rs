@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use outport_block::authz::ConfigFiles;
-use outport_block::view::NodeView;
 use outport_block::format::{FormatFiles, TxnLog};
+use outport_block::view::NodeView;
 use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 
 use crate::files::Nothing;

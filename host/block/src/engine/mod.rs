@@ -18,4 +18,4 @@ mod uring;
 pub(crate) use iothread::submit;
 pub use iothread::{Aio, IoThread};
 pub(crate) use op::{Op, OpKind};
-pub use reactor::register;
+pub use reactor::{READABLE, register, register_readable};

@@ -9,6 +9,7 @@
 mod io;
 mod lock;
 mod open;
+pub mod served;
 #[cfg(test)]
 mod tests;
 
@@ -154,6 +155,12 @@ impl HostFile {
     #[must_use]
     pub fn options(&self) -> &FileOptions {
         &self.0.options
+    }
+
+    /// A device, whose length is given?
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.0.device
     }
 
     /// Opened for reading only?

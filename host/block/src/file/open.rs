@@ -73,6 +73,12 @@ pub(super) fn open(options: &FileOptions) -> Result<Opened> {
                 .to_owned(),
         ));
     }
+    if options.opened.is_none() && super::served::leads_to_served(&options.path) {
+        let path = options.path.display();
+        return Err(invalid(format!(
+            "Could not open '{path}': it is an export of this daemon"
+        )));
+    }
     let (file, read_only) = open_file(options)?;
     let could_not = |e: std::io::Error| could_not_open(&options.path, &e);
     let meta = file.metadata().map_err(could_not)?;

@@ -19,6 +19,19 @@ impl Image {
     /// cluster that an earlier shrink cut) are of one stage: after a power cut before the answer
     /// the former may be there without the latter.
     pub(crate) async fn resize(self: &Arc<Self>, size: u64) -> Result<(), FormatError> {
+        self.resize_unless(size, |_| false).await
+    }
+
+    /// Make it at least so long, whoever else is making it longer.
+    pub(crate) async fn extend(self: &Arc<Self>, size: u64) -> Result<(), FormatError> {
+        self.resize_unless(size, |old| old >= size).await
+    }
+
+    async fn resize_unless(
+        self: &Arc<Self>,
+        size: u64,
+        is_enough: impl FnOnce(u64) -> bool,
+    ) -> Result<(), FormatError> {
         let refused = |code: Errno| FormatError::Refused {
             code,
             message: code.to_string(),
@@ -28,6 +41,9 @@ impl Image {
         // Nobody may be using what a shrink takes away.
         let drained = self.gate.drain().await;
         let old = self.size();
+        if is_enough(old) {
+            return Ok(());
+        }
         let new = {
             let mut plugin = self.plugin.lock().await;
             self.resize_locked(&mut plugin, size).await?

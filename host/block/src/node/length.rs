@@ -8,6 +8,9 @@ use super::{Kind, Node, NodeFuture, refused};
 use crate::engine::background::Finish;
 use crate::{Errno, Error, ErrorKind, Result};
 
+/// What images are made of, to those who see them as disks.
+const SECTOR: u64 = 512;
+
 impl Node {
     /// The node is at least `len` bytes long.
     pub(crate) fn grow_to(&self, len: u64) -> NodeFuture<'_, ()> {
@@ -70,17 +73,83 @@ impl Node {
         }
     }
 
+    /// Does a write past the end make the node longer? True of files, and of what shows all of one.
+    #[must_use]
+    pub fn grows_by_writing(&self) -> bool {
+        match &self.kind {
+            Kind::File(file) => !file.is_device(),
+            Kind::Raw(raw) => {
+                let window = raw.now();
+                window.size.is_none() && window.child.grows_by_writing()
+            }
+            Kind::Filter(_) | Kind::Null { .. } | Kind::Image(_) | Kind::Remote(_) => false,
+        }
+    }
+
+    /// Any length, for clients to whom the node is a file; images take whole sectors and round up.
+    ///
+    /// # Errors
+    /// `Perm` on a read-only node, `NotSup` where the length is given, what file or format say.
+    pub async fn set_len(&self, len: u64) -> std::result::Result<(), Errno> {
+        self.set_any_len(len).await?;
+        self.bitmaps.resize(self.size());
+        Ok(())
+    }
+
+    async fn set_any_len(&self, len: u64) -> std::result::Result<(), Errno> {
+        match &self.kind {
+            _ if self.is_read_only() => Err(Errno::Perm),
+            Kind::Image(image) => {
+                let image = image.clone();
+                let len = len.checked_next_multiple_of(SECTOR).ok_or(Errno::FBig)?;
+                Finish::new(async move { image.resize(len).await })
+                    .await
+                    .map_err(|error| error.errno())
+            }
+            Kind::Filter(filter) => Box::pin(filter.child().1.set_len(len)).await,
+            _ if self.ends_in_nothing() => Err(Errno::NotSup),
+            _ => self.resize_storage(len).await,
+        }
+    }
+
+    /// At least this length: nobody who grows it too is undone. The caller keeps others from
+    /// making it shorter meanwhile.
+    ///
+    /// # Errors
+    /// As [`Node::set_len`].
+    pub async fn extend(&self, len: u64) -> std::result::Result<(), Errno> {
+        self.extend_any(len).await?;
+        self.bitmaps.resize(self.size());
+        Ok(())
+    }
+
+    async fn extend_any(&self, len: u64) -> std::result::Result<(), Errno> {
+        match &self.kind {
+            _ if self.is_read_only() => Err(Errno::Perm),
+            Kind::Image(image) => {
+                let image = image.clone();
+                let len = len.checked_next_multiple_of(SECTOR).ok_or(Errno::FBig)?;
+                Finish::new(async move { image.extend(len).await })
+                    .await
+                    .map_err(|error| error.errno())
+            }
+            Kind::Filter(filter) => Box::pin(filter.child().1.extend(len)).await,
+            _ if self.ends_in_nothing() => Err(Errno::NotSup),
+            _ => self.grow_to(len).await,
+        }
+    }
+
     /// `block_resize`.
     ///
     /// # Errors
     /// Read-only, a fixed window, or what file or format say.
     pub async fn resize(&self, len: u64) -> Result<()> {
-        self.set_len(len).await?;
+        self.resize_in_words(len).await?;
         self.bitmaps.resize(self.size());
         Ok(())
     }
 
-    async fn set_len(&self, len: u64) -> Result<()> {
+    async fn resize_in_words(&self, len: u64) -> Result<()> {
         if self.is_read_only() {
             return Err(Error::new(ErrorKind::Invalid, "Image is read-only"));
         }

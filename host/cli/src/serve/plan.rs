@@ -1,4 +1,5 @@
-//! What `outport serve` asks the daemon for, and what it tells people. Pure.
+//! What `outport serve` asks the daemon for, and what it tells people. Pure. Opening an image is
+//! here for all commands that do.
 
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -9,12 +10,13 @@ use serde_json::{Value, json};
 
 use crate::args::Serve;
 use crate::format::{self, Format};
+use crate::serve::Job;
 
 /// The only export of the daemon.
-pub(super) const EXPORT_ID: &str = "export0";
+pub(crate) const EXPORT_ID: &str = "export0";
 
 const FILE_NODE: &str = "file0";
-const IMAGE_NODE: &str = "image0";
+pub(crate) const IMAGE_NODE: &str = "image0";
 const PLUGIN_ID: &str = "plugin0";
 
 /// Where clients connect.
@@ -27,10 +29,8 @@ enum Listener {
 /// Everything that follows from the command line.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// The daemon's command line.
-    pub(super) options: Vec<OsString>,
-    /// The socket of its monitor.
-    pub(super) monitor: PathBuf,
+    options: Vec<OsString>,
+    monitor: PathBuf,
     image: PathBuf,
     format: Format,
     read_only: bool,
@@ -65,23 +65,14 @@ impl Plan {
 
     /// QEMU's options, in the order in which they act. JSON needs no escaping of names.
     fn daemon_options(&self, args: &Serve) -> Result<Vec<OsString>> {
-        let mut options = Vec::new();
+        let mut options = image_options(&Image {
+            path: &self.image,
+            driver: &self.format.driver,
+            read_only: self.read_only,
+            plugin: args.plugin.as_deref(),
+            allow_paths: &args.allow_paths,
+        })?;
         let mut add = |option: &str, value: OsString| options.extend([option.into(), value]);
-        for folder in &args.allow_paths {
-            add("--allow-paths", folder.into());
-        }
-        if let Some(plugin) = &args.plugin {
-            // The user named the file: that is the permission. Its hash is in query-plugins.
-            let object = json!({"qom-type": "wasm-plugin", "id": PLUGIN_ID,
-                "filename": utf8(plugin)?, "allow-unpinned": true});
-            add("--object", object.to_string().into());
-        }
-        let file = json!({"driver": "file", "node-name": FILE_NODE, "filename": utf8(&self.image)?,
-            "read-only": self.read_only, "discard": "unmap"});
-        add("--blockdev", file.to_string().into());
-        let node = json!({"driver": self.format.driver, "node-name": IMAGE_NODE,
-            "file": FILE_NODE, "read-only": self.read_only, "discard": "unmap"});
-        add("--blockdev", node.to_string().into());
         let address = match &self.listener {
             Listener::Unix(path) => json!({"type": "unix", "path": utf8(path)?}),
             Listener::Port(port) => {
@@ -92,17 +83,12 @@ impl Plan {
         let export = json!({"type": "nbd", "id": EXPORT_ID, "node-name": IMAGE_NODE,
             "name": self.export, "writable": !self.read_only});
         add("--export", export.to_string().into());
-        let path = utf8(&self.monitor)?.replace(',', ",,");
-        add(
-            "--chardev",
-            format!("socket,id=monitor0,path={path},server=on,wait=off").into(),
-        );
-        add("--monitor", "chardev=monitor0".into());
+        options.extend(monitor_options(&self.monitor)?);
         Ok(options)
     }
 
     /// The NBD URI of the export.
-    pub(super) fn uri(&self) -> String {
+    fn uri(&self) -> String {
         let name = escaped(&self.export);
         match &self.listener {
             Listener::Unix(path) => {
@@ -114,9 +100,18 @@ impl Plan {
             Listener::Port(port) => format!("nbd://localhost:{port}/{name}"),
         }
     }
+}
 
-    /// For programs, on one line.
-    pub(super) fn facts(&self, pid: u32) -> Value {
+impl Job for Plan {
+    fn options(&self) -> &[OsString] {
+        &self.options
+    }
+
+    fn monitor(&self) -> &Path {
+        &self.monitor
+    }
+
+    fn facts(&self, pid: u32) -> Value {
         let mut facts = json!({
             "uri": self.uri(),
             "pid": pid,
@@ -133,8 +128,7 @@ impl Plan {
         facts
     }
 
-    /// For people.
-    pub(super) fn greeting(&self) -> String {
+    fn greeting(&self) -> String {
         let uri = quoted(&self.uri());
         let access = if self.read_only {
             "read-only"
@@ -182,7 +176,52 @@ impl Plan {
     }
 }
 
-fn utf8(path: &Path) -> Result<&str> {
+/// An image to open.
+pub(crate) struct Image<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) driver: &'a str,
+    pub(crate) read_only: bool,
+    pub(crate) plugin: Option<&'a Path>,
+    pub(crate) allow_paths: &'a [PathBuf],
+}
+
+/// Options that open it, as [`IMAGE_NODE`]. JSON needs no escaping of names.
+pub(crate) fn image_options(image: &Image<'_>) -> Result<Vec<OsString>> {
+    let mut options = Vec::new();
+    let mut add = |option: &str, value: OsString| options.extend([option.into(), value]);
+    for folder in image.allow_paths {
+        add("--allow-paths", folder.into());
+    }
+    if let Some(plugin) = image.plugin {
+        // The user named the file: that is the permission. Its hash is in query-plugins.
+        let object = json!({"qom-type": "wasm-plugin", "id": PLUGIN_ID,
+            "filename": utf8(plugin)?, "allow-unpinned": true});
+        add("--object", object.to_string().into());
+    }
+    let read_only = image.read_only;
+    let file = json!({"driver": "file", "node-name": FILE_NODE, "filename": utf8(image.path)?,
+        "read-only": read_only, "discard": "unmap"});
+    add("--blockdev", file.to_string().into());
+    let node = json!({"driver": image.driver, "node-name": IMAGE_NODE,
+        "file": FILE_NODE, "read-only": read_only, "discard": "unmap"});
+    add("--blockdev", node.to_string().into());
+    Ok(options)
+}
+
+/// Options for a monitor at this socket.
+pub(crate) fn monitor_options(socket: &Path) -> Result<[OsString; 4]> {
+    let path = utf8(socket)?.replace(',', ",,");
+    let chardev = format!("socket,id=monitor0,path={path},server=on,wait=off");
+    let monitor = "chardev=monitor0";
+    Ok([
+        "--chardev".into(),
+        chardev.into(),
+        "--monitor".into(),
+        monitor.into(),
+    ])
+}
+
+pub(crate) fn utf8(path: &Path) -> Result<&str> {
     path.to_str().with_context(|| {
         format!(
             "The name '{}' is not UTF-8, which QMP needs",
@@ -206,7 +245,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// Quoted for a shell, if it has to be.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._~/:%+=@,".contains(c);
     match !text.is_empty() && text.chars().all(plain) {
         true => text.to_owned(),

@@ -86,6 +86,14 @@ pub(crate) async fn reopen(daemon: &Daemon, options: Vec<BlockdevOptions>) -> Re
         let plans = options.into_iter().map(|options| plan(&graph, options));
         plans.collect::<Result<Vec<_>, _>>()?
     };
+    for change in &changes {
+        let name = change.node.name();
+        if daemon.exports.is_bypassed(name) {
+            return Err(Error::generic(format!(
+                "Node '{name}' cannot be reopened: a file with 'passthrough' is open, which reads it"
+            )));
+        }
+    }
     let exchanged = apply(&mut daemon.graph.borrow_mut(), &changes)?;
     // What is left behind stays in use until the last request has left it.
     let left_behind: Vec<(String, Option<EdgeId>)> = exchanged

@@ -69,7 +69,10 @@ pub(super) async fn resize(daemon: &Rc<Daemon>, arguments: BlockResize) -> Resul
     daemon.graph.borrow_mut().detach(edge);
     match resized {
         Some(Err(error)) => Err(Error::generic(error.to_string())),
-        Some(Ok(())) | None => Ok(Empty {}),
+        Some(Ok(())) | None => {
+            daemon.exports.tell_resized();
+            Ok(Empty {})
+        }
     }
 }
 

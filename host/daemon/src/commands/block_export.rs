@@ -16,6 +16,7 @@ use outport_qmp::types::block_export::{
     NbdServerAdd, NbdServerRemove, NbdServerStart, NbdServerStop,
 };
 
+use super::export_fuse;
 use crate::bitmaps;
 use crate::daemon::Daemon;
 use crate::exports::Entry;
@@ -37,7 +38,7 @@ pub(super) async fn stop_server(daemon: &Daemon, arguments: NbdServerStop) -> Re
 }
 
 /// `nbd-server-add`: looks for the node before the server, and never fails over `writable`.
-pub(super) fn add_nbd(daemon: &Rc<Daemon>, arguments: NbdServerAdd) -> Result<Empty, Error> {
+pub(super) async fn add_nbd(daemon: &Rc<Daemon>, arguments: NbdServerAdd) -> Result<Empty, Error> {
     let node = daemon
         .graph
         .borrow()
@@ -67,10 +68,14 @@ pub(super) fn add_nbd(daemon: &Rc<Daemon>, arguments: NbdServerAdd) -> Result<Em
             branch: BlockExportBranch::Nbd(nbd),
         },
     )
+    .await
 }
 
 /// `nbd-server-remove`.
-pub(super) fn remove_nbd(daemon: &Daemon, arguments: &NbdServerRemove) -> Result<Empty, Error> {
+pub(super) async fn remove_nbd(
+    daemon: &Daemon,
+    arguments: &NbdServerRemove,
+) -> Result<Empty, Error> {
     let id = &arguments.name;
     let (_, kind) = daemon.exports.find(id)?;
     if kind != BlockExportType::Nbd {
@@ -78,31 +83,34 @@ pub(super) fn remove_nbd(daemon: &Daemon, arguments: &NbdServerRemove) -> Result
             "Block export '{id}' is not an NBD export"
         )));
     }
-    remove(daemon, id, arguments.mode)
+    remove(daemon, id, arguments.mode).await
 }
 
 /// `block-export-del`.
-pub(super) fn delete(daemon: &Daemon, arguments: &BlockExportDel) -> Result<Empty, Error> {
-    remove(daemon, &arguments.id, arguments.mode)
+pub(super) async fn delete(daemon: &Daemon, arguments: &BlockExportDel) -> Result<Empty, Error> {
+    remove(daemon, &arguments.id, arguments.mode).await
 }
 
-fn remove(daemon: &Daemon, id: &str, mode: Option<BlockExportRemoveMode>) -> Result<Empty, Error> {
-    daemon
-        .exports
-        .delete(daemon, id, mode.unwrap_or(BlockExportRemoveMode::Safe))?;
+async fn remove(
+    daemon: &Daemon,
+    id: &str,
+    mode: Option<BlockExportRemoveMode>,
+) -> Result<Empty, Error> {
+    let mode = mode.unwrap_or(BlockExportRemoveMode::Safe);
+    daemon.exports.delete(daemon, id, mode).await?;
     Ok(Empty {})
 }
 
 /// `block-export-add`.
-pub(crate) fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Empty, Error> {
+pub(crate) async fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Empty, Error> {
     let told = options.clone();
-    let added = check_and_add(daemon, options)?;
+    let added = check_and_add(daemon, options).await?;
     daemon.config.export_added(&daemon.exports, told);
     Ok(added)
 }
 
 /// The checks are in QEMU's order (spec 3.3).
-fn check_and_add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Empty, Error> {
+async fn check_and_add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Empty, Error> {
     let several = matches!(options.iothread, Some(BlockExportIothreads::Multi(_)));
     if options.fixed_iothread == Some(true) && several {
         return Err(Error::generic(
@@ -117,44 +125,52 @@ fn check_and_add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Emp
     if daemon.is_ending() {
         return Err(Error::generic("The daemon is ending"));
     }
-    if daemon.exports.has(&id) {
+    // Taken from here on: some kinds wait before they are there.
+    let Some(_reserved) = daemon.exports.reserve(&id) else {
         return Err(Error::generic(format!(
             "Block export id '{id}' is already in use"
         )));
-    }
-    let BlockExportBranch::Nbd(nbd) = options.branch else {
-        return Err(Error::generic(
-            "No driver found for the requested export type",
-        ));
+    };
+    let writable = options.writable.unwrap_or(false);
+    let claim = match &options.branch {
+        BlockExportBranch::Nbd(_) => nbd_claim(writable),
+        BlockExportBranch::Fuse(fuse) => export_fuse::claim(fuse, writable),
+        BlockExportBranch::VhostUserBlk(_) => return Err(no_driver()),
     };
     let node = daemon.graph.borrow().lookup("", &options.node_name)?;
-    let writable = options.writable.unwrap_or(false);
     if writable && node.is_read_only() {
         return Err(Error::generic("Cannot export read-only node as writable"));
     }
     let (threads, iothreads) = iothreads(daemon, options.iothread)?;
-    let purpose = Use::Direct(Claim {
-        required: match writable {
-            true => Permissions::CONSISTENT_READ.or(Permissions::WRITE),
-            false => Permissions::CONSISTENT_READ,
-        },
-        // Clients were told the length.
-        shared: Permissions::ALL.without(Permissions::RESIZE),
-    });
+    let purpose = Use::Direct(claim);
     let edge = daemon
         .graph
         .borrow_mut()
         .attach(User::Block, node.name(), "root", purpose)?;
-    let offered = offer_nbd(
-        daemon,
-        &id,
-        &node,
-        &nbd,
+    let wanted = ExportOptions {
+        id: id.clone(),
+        name: node.name().to_owned(),
+        description: None,
         writable,
-        options.writethrough,
-        options.authz,
-        threads,
-    );
+        writethrough: options.writethrough.unwrap_or(false),
+        multi_conn: true,
+        clients_max: 0,
+        contexts: Vec::new(),
+        access: Access::new(&daemon.policies, options.authz, false),
+    };
+    let bypassed = matches!(&options.branch, BlockExportBranch::Fuse(fuse)
+        if fuse.passthrough == Some(true));
+    let server = match &options.branch {
+        BlockExportBranch::Nbd(nbd) => nbd.server.clone(),
+        _ => None,
+    };
+    let offered = match &options.branch {
+        BlockExportBranch::Nbd(nbd) => offer_nbd(daemon, &node, wanted, nbd, threads),
+        BlockExportBranch::Fuse(fuse) => export_fuse::offer(daemon, &node, wanted, fuse, threads)
+            .await
+            .map(|export| (export, Vec::new())),
+        BlockExportBranch::VhostUserBlk(_) => Err(no_driver()),
+    };
     match offered {
         Ok((export, held)) => {
             daemon.exports.add(
@@ -165,7 +181,8 @@ fn check_and_add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Emp
                     edge,
                     iothreads,
                     drained: Vec::new(),
-                    server: nbd.server,
+                    bypassed,
+                    server,
                     held,
                 },
             );
@@ -176,6 +193,21 @@ fn check_and_add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Emp
             daemon.graph.borrow_mut().detach(edge);
             Err(error)
         }
+    }
+}
+
+fn no_driver() -> Error {
+    Error::generic("No driver found for the requested export type")
+}
+
+fn nbd_claim(writable: bool) -> Claim {
+    Claim {
+        required: match writable {
+            true => Permissions::CONSISTENT_READ.or(Permissions::WRITE),
+            false => Permissions::CONSISTENT_READ,
+        },
+        // Clients were told the length.
+        shared: Permissions::ALL.without(Permissions::RESIZE),
     }
 }
 
@@ -202,12 +234,9 @@ fn iothreads(
 
 fn offer_nbd(
     daemon: &Daemon,
-    id: &str,
     node: &Arc<Node>,
+    wanted: ExportOptions,
     nbd: &BlockExportOptionsNbd,
-    writable: bool,
-    writethrough: Option<bool>,
-    authz: Option<String>,
     threads: Vec<IoThread>,
 ) -> Result<(Arc<Export>, Vec<Held>), Error> {
     let server = daemon.nbd.running(nbd.server.as_deref())?;
@@ -222,21 +251,18 @@ fn offer_nbd(
             "description '{description}' too long"
         )));
     }
-    let (contexts, held) = contexts(daemon, node, nbd, writable)?;
+    let (contexts, held) = contexts(daemon, node, nbd, wanted.writable)?;
     let clients_max = nbd.max_connections.unwrap_or(0);
     let export = Export::new(
         node.clone(),
         ExportOptions {
-            id: id.to_owned(),
             name,
             description: nbd.description.clone(),
-            writable,
-            writethrough: writethrough.unwrap_or(false),
             // One client at a time has nobody to share its flushes with.
             multi_conn: server.options().max_connections != 1 && clients_max != 1,
             clients_max,
             contexts,
-            access: Access::new(&daemon.policies, authz, false),
+            ..wanted
         },
         threads,
     );

@@ -11,6 +11,7 @@ mod block_debug;
 pub(crate) mod block_export;
 mod char;
 mod control;
+mod export_fuse;
 mod fdset;
 mod plugin;
 mod qom;
@@ -204,16 +205,16 @@ impl Handler for Control {
         Ok(self.daemon.nbd.query(&self.daemon))
     }
     async fn nbd_server_add(&self, arguments: NbdServerAdd) -> Outcome<Empty> {
-        block_export::add_nbd(&self.daemon, arguments)
+        block_export::add_nbd(&self.daemon, arguments).await
     }
     async fn nbd_server_remove(&self, arguments: NbdServerRemove) -> Outcome<Empty> {
-        block_export::remove_nbd(&self.daemon, &arguments)
+        block_export::remove_nbd(&self.daemon, &arguments).await
     }
     async fn block_export_add(&self, options: BlockExportOptions) -> Outcome<Empty> {
-        block_export::add(&self.daemon, options)
+        block_export::add(&self.daemon, options).await
     }
     async fn block_export_del(&self, arguments: BlockExportDel) -> Outcome<Empty> {
-        block_export::delete(&self.daemon, &arguments)
+        block_export::delete(&self.daemon, &arguments).await
     }
     async fn query_block_exports(&self, _: Empty) -> Outcome<Vec<BlockExportInfo>> {
         Ok(self.daemon.exports.query())

@@ -57,7 +57,7 @@ impl Settings {
             Action::Chardev if asks => return Ok(Applied::Print(CHARDEVS.into())),
             Action::Trace if asks => return Ok(Applied::Print(String::new())),
             Action::Blockdev => self.blockdev(value).await.map_err(sentence)?,
-            Action::Export => self.export(value).map_err(sentence)?,
+            Action::Export => self.export(value).await.map_err(sentence)?,
             Action::NbdServer => self.nbd_server(value).map_err(sentence)?,
             Action::Object => return self.object(value).await.map_err(sentence),
             Action::Chardev => self.chardev(setting).await?,
@@ -87,9 +87,9 @@ impl Settings {
         blockdev::add(&self.daemon, options, mode).await
     }
 
-    fn export(&self, text: &str) -> Result<(), Error> {
+    async fn export(&self, text: &str) -> Result<(), Error> {
         let options: BlockExportOptions = keyval::read(text, Some("type"))?;
-        block_export::add(&self.daemon, options).map(drop)
+        block_export::add(&self.daemon, options).await.map(drop)
     }
 
     fn nbd_server(&self, text: &str) -> Result<(), Error> {

@@ -29,12 +29,12 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::out::{Out, Sent};
-use super::pool;
 use super::serve::{self, Reply};
 use super::session::{Checked, Operation, Reject, Session};
 use super::wire::Request;
 use crate::export::ExportUser;
 use crate::lease::{Lease, Pace};
+use crate::pool;
 use outport_block::Buf;
 use outport_block::authz::Peer;
 

@@ -20,7 +20,6 @@ pub mod limits;
 pub mod listener;
 pub mod options;
 mod out;
-mod pool;
 pub mod reply;
 mod serve;
 pub mod server;

@@ -258,7 +258,7 @@ impl Out {
                     batch.end = 0;
                     self.spare = Some(batch);
                 }
-                Some(Part::Payload(buf)) => super::pool::give_back(buf),
+                Some(Part::Payload(buf)) => crate::pool::give_back(buf),
                 _ => {}
             }
         }

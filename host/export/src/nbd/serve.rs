@@ -15,12 +15,12 @@ use outport_block::{Buf, ByteRange, Errno, Node};
 
 use super::connection::Shared;
 use super::out::Out;
-use super::pool;
 use super::reply::{ReplyMode, ReplyTo};
 use super::session::{Checked, Operation};
 use super::status::StatusExtents;
 use super::wire::Request;
 use crate::export::Export;
+use crate::pool;
 
 /// From this size on, reads of warm files are sent from the page cache.
 const SENDFILE_MIN: u64 = 16 << 10;

@@ -201,6 +201,9 @@ qapi! {
         growable: Option<bool>,
         /// Whether other users may open the file; `auto` if absent.
         allow_other: Option<OnOffAuto> = "allow-other",
+        /// Whether the kernel may read the node's file itself, if the export is read-only and the
+        /// node nothing but that file (ours).
+        passthrough: Option<bool>,
     }
 
     /// One iothread, or several (since 10.1).

@@ -26,7 +26,7 @@ thread_local! {
 }
 
 /// A buffer of `len` bytes whose content is unspecified: fill all of it.
-pub(super) fn take(len: usize) -> Buf {
+pub(crate) fn take(len: usize) -> Buf {
     let class = len.next_power_of_two().max(CLASS_MIN);
     let kept = KEPT.with_borrow_mut(|kept| {
         let at = kept.bufs.iter().position(|b| b.capacity() == class)?;
@@ -40,7 +40,7 @@ pub(super) fn take(len: usize) -> Buf {
 }
 
 /// Keep the buffer for the next one who needs it.
-pub(super) fn give_back(buf: Buf) {
+pub(crate) fn give_back(buf: Buf) {
     let class = buf.capacity();
     if !class.is_power_of_two() || !(CLASS_MIN..=CLASS_MAX).contains(&class) {
         return;
@@ -54,7 +54,7 @@ pub(super) fn give_back(buf: Buf) {
 }
 
 /// A client left: what was kept for it goes, too. Others soon keep theirs.
-pub(super) fn clear() {
+pub(crate) fn clear() {
     KEPT.take();
 }
 
