@@ -239,6 +239,7 @@ fn by_name(entries: Value) -> BTreeMap<String, Value> {
 /// What may differ: members newer than 10.0, ours, and what we do not offer.
 const KNOWN: &[&str] = &[
     "block-export-add.iothread type",
+    "block-export-add/fuse.passthrough only here",
     "block-export-add/nbd.max-connections only here",
     "block-export-add/nbd.metadata-contexts only here",
     "block-export-add/nbd.server only here",

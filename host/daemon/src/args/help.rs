@@ -51,6 +51,11 @@ Serves block nodes; the command line is that of qemu-storage-daemon.
            [,iothread=<id>]
                          export a node over NBD (after --nbd-server)
 
+  --export [type=]fuse,id=<id>,node-name=<node-name>,mountpoint=<file>
+           [,growable=on|off][,writable=on|off][,allow-other=on|off|auto]
+           [,iothread=<id>][,passthrough=on|off]
+                         show a node as the content of a file that exists
+
   --monitor [chardev=]name[,mode=control][,pretty[=on|off]]
                          run a QMP monitor
 
