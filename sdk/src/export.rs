@@ -1,4 +1,4 @@
-//! The macros that turn a format or a policy into a component. On a native target they
+//! The macros that turn a plugin's type into a component. On a native target they
 //! expand to nothing, so that one source is tested and shipped.
 
 /// Make the component of a read-only format (world `format-ro`):
@@ -37,6 +37,16 @@ macro_rules! export_format_full {
 macro_rules! export_policy {
     ($policy:ty) => {
         $crate::export_fragments!(Decider<$policy>, about, policy);
+    };
+}
+
+/// Make the component of a provider of metadata contexts (world
+/// `metadata-context`): `outport_sdk::export_contexts!(Heatmap);`
+#[cfg(target_arch = "wasm32")]
+#[macro_export]
+macro_rules! export_contexts {
+    ($provider:ty) => {
+        $crate::export_fragments!(Describer<$provider>, about, provider);
     };
 }
 
@@ -93,4 +103,12 @@ macro_rules! export_format_full {
 #[macro_export]
 macro_rules! export_policy {
     ($policy:ty) => {};
+}
+
+/// Make the component of a provider of metadata contexts (world
+/// `metadata-context`): `outport_sdk::export_contexts!(Heatmap);`
+#[cfg(not(target_arch = "wasm32"))]
+#[macro_export]
+macro_rules! export_contexts {
+    ($provider:ty) => {};
 }

@@ -2,11 +2,13 @@
 //!
 //! An image format is a type that implements [`Format`] (read-only) or, in
 //! addition, [`WritableFormat`] and [`CreatableFormat`]; an authorization policy
-//! implements [`Policy`]. One line makes a plugin of it:
+//! implements [`Policy`], a provider of metadata contexts [`ContextProvider`].
+//! One line makes a plugin of it:
 //!
 //! ```ignore
 //! outport_sdk::export_format_ro!(Simg);
 //! outport_sdk::export_policy!(OfficeHours);
+//! outport_sdk::export_contexts!(Heatmap);
 //! ```
 //!
 //! The same code builds natively, where `cargo test` runs it against the
@@ -14,7 +16,8 @@
 //! `wasm32-unknown-unknown`, where the macro binds it to the WIT contract.
 //!
 //! Invariant: a plugin says *where* bytes are; it never moves payload. All it
-//! can reach are the files behind [`Files`] and [`Txn`], or [`ConfigFiles`].
+//! can reach is what the host grants its kind: [`Files`] and [`Txn`],
+//! [`ConfigFiles`], or [`NodeView`].
 
 #![cfg_attr(not(target_arch = "wasm32"), forbid(unsafe_code))]
 #![cfg_attr(target_arch = "wasm32", deny(unsafe_code))]
@@ -25,6 +28,7 @@ mod export;
 mod extents;
 mod format;
 mod policy;
+mod provider;
 mod read;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -41,4 +45,5 @@ pub use format::{
     WritableFormat, WriteIntent, WriteKind,
 };
 pub use policy::{ConfigFiles, Decision, Narrowing, Peer, Policy, Request, Transport};
+pub use provider::{Alloc, AllocRun, Context, ContextProvider, Keep, NodeView, Span, Status};
 pub use read::Reader;

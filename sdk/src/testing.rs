@@ -10,7 +10,8 @@
 //! - [`model`] runs random operations on a writable one and on plain bytes;
 //! - [`crash`] cuts the power at every point of a workload and reopens.
 //!
-//! A policy needs no disk: [`TestPolicy`] asks it, with files from memory.
+//! A policy needs no disk: [`TestPolicy`] asks it, with files from memory. A
+//! provider sees a node in words: [`TestProvider`].
 //!
 //! Invariant: everything is deterministic; a failure names the seed.
 
@@ -24,6 +25,7 @@ mod host;
 pub mod model;
 mod node;
 mod policy;
+mod provider;
 mod random;
 mod ranges;
 mod trace;
@@ -33,4 +35,5 @@ pub use disk::Disk;
 pub use host::{Corruption, MemoryHost, TRANSFER_MAX};
 pub use node::TestNode;
 pub use policy::{MemoryConfig, TestPolicy};
+pub use provider::{TestProvider, TestView};
 pub use random::Random;

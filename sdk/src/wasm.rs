@@ -6,7 +6,7 @@
 //! host <- imports of the component <- Host <-------------- Files, Txn
 //! ```
 //!
-//! Policies likewise, with [`Decider`] and `T: Policy`.
+//! Policies likewise, with [`Decider`] and `T: Policy`; providers with [`Describer`].
 //!
 //! Built for `wasm32` only. One instance is one image: what `open` returned
 //! stays in [`image`] until the instance is dropped. A panic is a trap: the
@@ -33,7 +33,9 @@ mod export;
 mod image;
 mod import;
 mod policy;
+mod provider;
 
 pub use export::{ReadOnly, Writable};
 pub use image::Instance;
 pub use policy::Decider;
+pub use provider::Describer;

@@ -7,9 +7,10 @@ use std::process::Command;
 use std::{env, fs};
 
 /// The plugins that the page makes, and what their tests say.
-const PLUGINS: [(&str, &str); 2] = [
+const PLUGINS: [(&str, &str); 3] = [
     ("tiny", "refuses_what_it_does_not_know ... ok"),
     ("curfew", "nobody_writes_at_night ... ok"),
+    ("stripes", "the_disks_take_turns ... ok"),
 ];
 
 struct Block {

@@ -29,6 +29,11 @@ pub trait ContextProvider: fmt::Debug + Send + Sync {
         false
     }
 
+    /// New clients may select it. One that broke is withdrawn, and offered again when it works.
+    fn is_offered(&self) -> bool {
+        true
+    }
+
     /// The extents from `range.offset()` on, without gaps: as much of the range as `extents_max`
     /// of them cover, or less, but at least one. The last one may run past the range.
     ///

@@ -20,6 +20,7 @@ mod blockdev;
 mod chardev;
 mod commands;
 mod config;
+mod contexts;
 mod daemon;
 mod daemonize;
 mod descriptors;

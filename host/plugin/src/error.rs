@@ -108,6 +108,6 @@ pub enum PluginError {
     #[error("There is no authorization plugin '{0}'")]
     UnknownPolicy(String),
     /// Nobody provides those contexts.
-    #[error("There is no metadata context plugin '{0}'")]
+    #[error("No metadata context plugin with id '{0}'")]
     UnknownProvider(String),
 }

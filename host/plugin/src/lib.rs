@@ -12,6 +12,7 @@
 //! For the daemon: [`PluginRegistry`]. For `outport plugin check`:
 //! [`inspect::check`]. For `plugins/build`: [`precompile`].
 
+mod answers;
 mod back_off;
 mod bindings;
 mod cache;
@@ -29,6 +30,7 @@ pub mod limits;
 mod live;
 mod plugin;
 mod policy;
+mod provider;
 mod query;
 mod registry;
 mod schema;
@@ -45,6 +47,7 @@ pub use factory::{FaultEvent, FaultHook, User, WasmFormatFactory};
 pub use format::WasmFormat;
 pub use limits::Limits;
 pub use policy::{WasmPolicy, WasmPolicyFactory};
+pub use provider::{WasmContext, WasmProviderFactory};
 pub use query::PluginInfo;
 pub use registry::{Bundled, PluginRegistry, PluginSpec, RegistryConfig};
 pub use schema::{OptionError, Schema};

@@ -22,6 +22,7 @@ use crate::factory::{FaultHook, WasmFormatFactory};
 use crate::limits::{Limits, MEMORY_MAX_CEILING, MEMORY_MAX_FLOOR, PLUGINS_MAX, WASM_BYTES_MAX};
 use crate::plugin::{About, Plugin};
 use crate::policy::WasmPolicyFactory;
+use crate::provider::WasmProviderFactory;
 use crate::query::PluginInfo;
 
 /// A plugin that is part of this program.
@@ -86,6 +87,7 @@ impl Entry {
 pub(crate) enum Factory {
     Format(Arc<WasmFormatFactory>),
     Policy(Arc<WasmPolicyFactory>),
+    Provider(Arc<WasmProviderFactory>),
 }
 
 /// What plugins of all kinds have.
@@ -107,6 +109,7 @@ impl Factory {
         match self {
             Self::Format(factory) => card(factory.plugin()),
             Self::Policy(factory) => card(factory.plugin()),
+            Self::Provider(factory) => card(factory.plugin()),
         }
     }
 
@@ -115,6 +118,7 @@ impl Factory {
         let count = match self {
             Self::Format(factory) => Arc::strong_count(factory),
             Self::Policy(factory) => Arc::strong_count(factory),
+            Self::Provider(factory) => Arc::strong_count(factory),
         };
         count.saturating_sub(1)
     }
@@ -254,6 +258,19 @@ impl PluginRegistry {
         match self.find(name, |kind| kind == PluginKind::Authz, named)? {
             Some(Factory::Policy(factory)) => Ok(factory),
             _ => Err(PluginError::UnknownPolicy(name.into())),
+        }
+    }
+
+    /// The provider of metadata contexts with this name, or of the plugin object
+    /// with this id; a bundled one is loaded now if it was not yet.
+    ///
+    /// # Errors
+    /// There is none, or the bundled one does not load.
+    pub fn provider(&self, name: &str) -> Result<Arc<WasmProviderFactory>, PluginError> {
+        let named = |entry: &Entry| entry.id == name || entry.name() == name;
+        match self.find(name, |kind| kind == PluginKind::MetadataContext, named)? {
+            Some(Factory::Provider(factory)) => Ok(factory),
+            _ => Err(PluginError::UnknownProvider(name.into())),
         }
     }
 
@@ -406,9 +423,8 @@ impl PluginRegistry {
             }
             PluginKind::Authz => Plugin::load(engine, component, limits)
                 .map(|plugin| Factory::Policy(Arc::new(WasmPolicyFactory::new(plugin, hook)))),
-            PluginKind::MetadataContext => {
-                return Err(format!("This host does not run plugins of kind {kind}"));
-            }
+            PluginKind::MetadataContext => Plugin::load(engine, component, limits)
+                .map(|plugin| Factory::Provider(Arc::new(WasmProviderFactory::new(plugin, hook)))),
         };
         Ok((kind, factory.map_err(|e| e.to_string())?))
     }

@@ -313,6 +313,7 @@ fn every_named_guest_has_a_test_here() {
         include_str!("faults.rs"),
         include_str!("calls.rs"),
         include_str!("policies.rs"),
+        include_str!("contexts.rs"),
     ]
     .concat();
     for (name, _) in guests::ALL {

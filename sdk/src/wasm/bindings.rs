@@ -1,7 +1,7 @@
 //! The contract in fragments, each exporting what no other does. The macros of
 //! [`crate::export`] put them together: `format-ro` is about and reader,
 //! `format` is also writer, `format-full` also creator, `authz` is about and
-//! policy; `wit-component` joins their type sections into exactly that world. So
+//! policy, `metadata-context` about and provider; `wit-component` joins their type sections into exactly that world. So
 //! each `Guest` trait exists once.
 
 /// `meta`, and what every plugin has: the log and the shared types.
@@ -95,6 +95,26 @@ pub mod policy {
             }
         ",
         world: "outport:sdk/policy",
+        pub_export_macro: true,
+        with: {
+            "outport:plugin/types@0.1.0": crate::wasm::bindings::about::outport::plugin::types,
+        },
+        generate_all,
+    });
+}
+
+/// `context-provider`, and the view of a node.
+pub mod provider {
+    wit_bindgen::generate!({
+        path: "../wit",
+        inline: "
+            package outport:sdk;
+            world provider {
+                import outport:plugin/node-view@0.1.0;
+                export outport:plugin/context-provider@0.1.0;
+            }
+        ",
+        world: "outport:sdk/provider",
         pub_export_macro: true,
         with: {
             "outport:plugin/types@0.1.0": crate::wasm::bindings::about::outport::plugin::types,

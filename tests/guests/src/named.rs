@@ -22,6 +22,12 @@ pub const ALL: &[Named] = &[
     ("recurses", recurses),
     ("admits", admits),
     ("obeys", obeys),
+    ("describes", describes),
+    ("remembers", remembers),
+    ("context-traps", context_traps),
+    ("context-spins", context_spins),
+    ("context-lies", context_lies),
+    ("context-errs", context_errs),
     ("policy-traps", policy_traps),
     ("policy-spins", policy_spins),
     ("policy-hogs", policy_hogs),
@@ -239,6 +245,59 @@ pub fn policy_lies() -> Vec<u8> {
             "(i32.store8 (i32.const 544) (i32.const 9)) (i32.const 544)",
         )
         .component()
+}
+
+/// A provider that says 5 of everything.
+pub fn describes() -> Vec<u8> {
+    provider("describes").component()
+}
+
+/// A provider that says how often it was asked; its answers hold while its
+/// generation is 7, which it stays.
+pub fn remembers() -> Vec<u8> {
+    provider("remembers")
+        .body(
+            "block-status",
+            "(i64.store (i32.const 680) (i64.add (i64.load (i32.const 680)) (i64.const 1)))
+             (i32.store8 (i32.const 656) (i32.const 2))
+             (i64.store (i32.const 664) (i64.const 7))
+             (i32.const 640)",
+        )
+        .component()
+}
+
+/// A provider that traps when it is asked about a range.
+pub fn context_traps() -> Vec<u8> {
+    status("context-traps", "unreachable")
+}
+
+/// A provider that never answers.
+pub fn context_spins() -> Vec<u8> {
+    status("context-spins", "(loop $l (br $l)) unreachable")
+}
+
+/// A provider that answers with no span at all.
+pub fn context_lies() -> Vec<u8> {
+    status(
+        "context-lies",
+        "(i32.store (i32.const 652) (i32.const 0)) (i32.const 640)",
+    )
+}
+
+/// A provider that answers with an error: `eperm`, no words.
+pub fn context_errs() -> Vec<u8> {
+    status(
+        "context-errs",
+        "(i32.store8 (i32.const 4096) (i32.const 1)) (i32.const 4096)",
+    )
+}
+
+fn status(name: &str, body: &str) -> Vec<u8> {
+    provider(name).body("block-status", body).component()
+}
+
+fn provider(name: &str) -> Guest {
+    Guest::new(World::Context, name)
 }
 
 fn policy(name: &str) -> Guest {

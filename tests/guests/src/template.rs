@@ -22,6 +22,8 @@ pub enum World {
     FormatFull,
     /// Authorization policy.
     Authz,
+    /// Provider of metadata contexts.
+    Context,
 }
 
 impl World {
@@ -31,6 +33,7 @@ impl World {
             Self::Format => "format",
             Self::FormatFull => "format-full",
             Self::Authz => "authz",
+            Self::Context => "metadata-context",
         }
     }
 }
@@ -194,6 +197,34 @@ const POLICY: &[Export] = &[
     ),
 ];
 
+const PROVIDER: &[Export] = &[
+    META,
+    export(
+        "context-provider",
+        "open",
+        "(param i32 i32) (result i32)",
+        "i32.const 128",
+    ),
+    export(
+        "context-provider",
+        "contexts",
+        "(param i32 i32) (result i32)",
+        "i32.const 576",
+    ),
+    export(
+        "context-provider",
+        "block-status",
+        "(param i32 i32 i64 i64 i32) (result i32)",
+        "i32.const 640",
+    ),
+    export(
+        "context-provider",
+        "generation",
+        "(param i32 i32) (result i64)",
+        "i64.const 7",
+    ),
+];
+
 const LOG_IMPORT: &str = r#"
   (import "outport:plugin/log@0.1.0" "log" (func $log (param i32 i32 i32)))
 "#;
@@ -309,6 +340,7 @@ impl Guest {
             World::Format => (&[READER, WRITER], &[IMPORTS, TXN_IMPORTS]),
             World::FormatFull => (&[READER, WRITER, CREATE], &[IMPORTS, TXN_IMPORTS]),
             World::Authz => (&[POLICY], &[POLICY_IMPORTS]),
+            World::Context => (&[PROVIDER], &[]),
         };
         let exports: Vec<&Export> = exports.iter().copied().flatten().collect();
         let imports = [LOG_IMPORT]
@@ -380,8 +412,16 @@ impl Guest {
             put64(&mut m, at + 32, (1 << 20) + 65536 * i as u64);
             m[at + 40] = 1;
         }
-        // 544: ok(true).
+        // 544: ok(true). 576: ok of the one context at 600, `x-test:all`.
         put32(&mut m, 548, 1);
+        put32(&mut m, 580, 600);
+        put32(&mut m, 584, 1);
+        string(&mut m, 600, "x-test:all");
+        // 640: ok of the one span at 672, which is long and has status 5; not to be kept.
+        put32(&mut m, 648, 672);
+        put32(&mut m, 652, 1);
+        put64(&mut m, 672, 1 << 40);
+        put64(&mut m, 680, 5);
         let mut text = String::from("(data (i32.const 0) \"");
         for b in m {
             let _ = write!(text, "\\{b:02x}");

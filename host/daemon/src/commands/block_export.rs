@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use outport_block::bitmap::{DirtyBitmapContext, Held};
-use outport_block::metacontext::AllocationDepth;
+use outport_block::metacontext::{AllocationDepth, ContextProvider};
 use outport_block::{IoThread, Node};
 use outport_export::{Access, Export, ExportContext, ExportOptions};
 use outport_qmp::Error;
@@ -18,6 +18,7 @@ use outport_qmp::types::block_export::{
 
 use super::export_fuse;
 use crate::bitmaps;
+use crate::contexts;
 use crate::daemon::Daemon;
 use crate::exports::Entry;
 use crate::graph::{Claim, Permissions, Use, User};
@@ -104,13 +105,18 @@ async fn remove(
 /// `block-export-add`.
 pub(crate) async fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Empty, Error> {
     let told = options.clone();
-    let added = check_and_add(daemon, options).await?;
+    let brought = contexts::open(daemon, &options).await?;
+    let added = check_and_add(daemon, options, brought).await?;
     daemon.config.export_added(&daemon.exports, told);
     Ok(added)
 }
 
 /// The checks are in QEMU's order (spec 3.3).
-async fn check_and_add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<Empty, Error> {
+async fn check_and_add(
+    daemon: &Rc<Daemon>,
+    options: BlockExportOptions,
+    brought: Vec<Arc<dyn ContextProvider>>,
+) -> Result<Empty, Error> {
     let several = matches!(options.iothread, Some(BlockExportIothreads::Multi(_)));
     if options.fixed_iothread == Some(true) && several {
         return Err(Error::generic(
@@ -165,7 +171,7 @@ async fn check_and_add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Resu
         _ => None,
     };
     let offered = match &options.branch {
-        BlockExportBranch::Nbd(nbd) => offer_nbd(daemon, &node, wanted, nbd, threads),
+        BlockExportBranch::Nbd(nbd) => offer_nbd(daemon, &node, wanted, nbd, threads, brought),
         BlockExportBranch::Fuse(fuse) => export_fuse::offer(daemon, &node, wanted, fuse, threads)
             .await
             .map(|export| (export, Vec::new())),
@@ -238,6 +244,7 @@ fn offer_nbd(
     wanted: ExportOptions,
     nbd: &BlockExportOptionsNbd,
     threads: Vec<IoThread>,
+    brought: Vec<Arc<dyn ContextProvider>>,
 ) -> Result<(Arc<Export>, Vec<Held>), Error> {
     let server = daemon.nbd.running(nbd.server.as_deref())?;
     let name = nbd.name.clone().unwrap_or_else(|| node.name().to_owned());
@@ -251,7 +258,7 @@ fn offer_nbd(
             "description '{description}' too long"
         )));
     }
-    let (contexts, held) = contexts(daemon, node, nbd, wanted.writable)?;
+    let (contexts, held) = contexts(daemon, node, nbd, wanted.writable, brought)?;
     let clients_max = nbd.max_connections.unwrap_or(0);
     let export = Export::new(
         node.clone(),
@@ -270,7 +277,8 @@ fn offer_nbd(
     Ok((export, held))
 }
 
-/// The contexts that an export offers, with QEMU's ids: 1 is the depth, bitmaps begin at 2.
+/// The contexts that an export offers, with QEMU's ids: 1 is the depth, bitmaps begin at 2, those
+/// of plugins follow.
 ///
 /// # Errors
 /// In QEMU's words: there is no such bitmap, or it cannot be used now.
@@ -279,17 +287,12 @@ fn contexts(
     node: &Arc<Node>,
     nbd: &BlockExportOptionsNbd,
     writable: bool,
+    brought: Vec<Arc<dyn ContextProvider>>,
 ) -> Result<(Vec<ExportContext>, Vec<Held>), Error> {
     let bitmaps = nbd.bitmaps.iter().flatten();
     let bitmaps: Vec<_> = bitmaps
         .map(|wanted| bitmaps::to_offer(daemon, node, wanted, writable))
         .collect::<Result<_, _>>()?;
-    if let Some(context) = nbd.metadata_contexts.iter().flatten().next() {
-        let plugin = &context.plugin;
-        return Err(Error::generic(format!(
-            "No metadata context plugin with id '{plugin}'"
-        )));
-    }
     let mut contexts = Vec::new();
     if nbd.allocation_depth == Some(true) {
         contexts.push(ExportContext {
@@ -299,6 +302,10 @@ fn contexts(
     }
     for (id, bitmap) in (2..).zip(&bitmaps) {
         let provider = Arc::new(DirtyBitmapContext::new(bitmap.clone()));
+        contexts.push(ExportContext { id, provider });
+    }
+    let next = contexts.iter().map(|context| context.id).max();
+    for (id, provider) in (next.unwrap_or(1) + 1..).zip(brought) {
         contexts.push(ExportContext { id, provider });
     }
     let held = bitmaps.iter().map(|bitmap| bitmap.hold()).collect();

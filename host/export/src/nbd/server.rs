@@ -186,6 +186,7 @@ fn contexts(export: &Export) -> Vec<ContextInfo> {
         wide: false,
     };
     let offered = export.options().contexts.iter();
+    let offered = offered.filter(|context| context.provider.is_offered());
     let offered = offered.map(|context| ContextInfo {
         name: context.provider.name().to_owned(),
         id: context.id,

@@ -7,6 +7,7 @@
 //! error. Only `files.read` and `node-view.allocation` can wait.
 
 mod config_files;
+pub(crate) mod context;
 pub(crate) mod convert;
 mod files;
 mod health;

@@ -1,0 +1,308 @@
+//! [`WasmContext`]: `block::metacontext::ContextProvider` over an instance of a plugin.
+//!
+//! One instance serves one export with all its contexts, on whatever iothread asks, one question at
+//! a time. Invariants: an answer is checked before anybody sees it; what faulted is withdrawn: its
+//! requests fail at once and new clients are not offered it, until the back-off is over and a fresh
+//! instance answers; nobody waits for it longer than its own deadline, and once more for whoever
+//! asks just then.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use outport_block::format::{Fault, FormatError};
+use outport_block::metacontext::{ContextExtent, ContextProvider};
+use outport_block::node::NodeFuture;
+use outport_block::view::NodeView;
+use outport_block::{ByteRange, Errno};
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::answers::{Answers, Validity};
+use crate::back_off::BackOff;
+use crate::bindings::{Malformed, context, convert};
+use crate::counters::CallKind;
+use crate::factory::{FaultHook, User, report};
+use crate::fault;
+use crate::limits::{CALL_TIME_MAX, CONTEXTS_MAX};
+use crate::live::{Live, run};
+use crate::plugin::Plugin;
+use crate::schema::Schema;
+use crate::store::{Granted, Queueing};
+use crate::world::Providers;
+
+/// Makes instances of one provider plugin.
+pub struct WasmProviderFactory {
+    plugin: Arc<Plugin<Providers>>,
+    on_fault: Option<FaultHook>,
+}
+
+impl WasmProviderFactory {
+    pub(crate) fn new(plugin: Arc<Plugin<Providers>>, on_fault: Option<FaultHook>) -> Self {
+        Self { plugin, on_fault }
+    }
+
+    pub(crate) fn plugin(&self) -> &Arc<Plugin<Providers>> {
+        &self.plugin
+    }
+
+    /// The plugin's options.
+    #[must_use]
+    pub fn options_schema(&self) -> &Schema {
+        &self.plugin.about.schema
+    }
+
+    /// The contexts that an instance with these options (a JSON text) offers for the export `id`,
+    /// whose node is seen through `view`.
+    ///
+    /// # Errors
+    /// The options do not fit the schema, the plugin refuses them, it faults, or it names a context
+    /// that it may not.
+    pub async fn open(
+        self: &Arc<Self>,
+        id: &str,
+        options: &str,
+        view: Arc<dyn NodeView>,
+    ) -> Result<Vec<Arc<WasmContext>>, FormatError> {
+        self.plugin.about.check_options(options)?;
+        let provider = Arc::new(Provider {
+            factory: Arc::clone(self),
+            export: id.to_owned(),
+            options: options.to_owned(),
+            granted: Granted {
+                view,
+                ..Granted::nothing(id)
+            },
+            withdrawn: AtomicBool::new(false),
+            state: Mutex::default(),
+        });
+        let opened = provider.open().await;
+        if let Err(FormatError::Fault(fault)) = &opened {
+            provider.report(fault);
+        }
+        let offered = opened?;
+        let context = |offered: context::Offered| {
+            Arc::new(WasmContext {
+                provider: provider.clone(),
+                name: offered.name,
+                wide: offered.wide,
+                answers: Answers::default(),
+            })
+        };
+        Ok(offered.into_iter().map(context).collect())
+    }
+}
+
+impl fmt::Debug for WasmProviderFactory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("WasmProviderFactory")
+            .field(&self.plugin)
+            .finish()
+    }
+}
+
+/// An instance, and the contexts that share it.
+struct Provider {
+    factory: Arc<WasmProviderFactory>,
+    export: String,
+    options: String,
+    granted: Granted,
+    /// It broke, and was not loaded anew yet.
+    withdrawn: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// None: a question was dropped midway, or the instance broke.
+    live: Option<Box<Live<Providers>>>,
+    back_off: BackOff,
+}
+
+/// One context of a provider.
+pub struct WasmContext {
+    provider: Arc<Provider>,
+    name: String,
+    wide: bool,
+    answers: Answers,
+}
+
+impl Provider {
+    /// The first instance, and what it offers.
+    async fn open(&self) -> Result<Vec<context::Offered>, FormatError> {
+        let mut live = self.start().await?;
+        let guest = &live.guests;
+        let answer = run!(live, Contexts, Queueing::NotNow, guest, call_contexts(""));
+        let answer =
+            answer.map_err(|e| fault::failed(CallKind::Contexts.word(), &e, live.store.data()))?;
+        let listed = answer.map_err(convert::refused)?;
+        let offered = context::offered(listed, CONTEXTS_MAX);
+        let offered = offered.map_err(|what| fault::malformed(CallKind::Contexts.word(), what))?;
+        self.state.lock().await.live = Some(live);
+        Ok(offered)
+    }
+
+    async fn start(&self) -> Result<Box<Live<Providers>>, FormatError> {
+        let mut live = Live::new(&self.factory.plugin, self.granted.clone()).await?;
+        let (guest, options) = (&live.guests, &self.options);
+        let answer = run!(live, Open, Queueing::NotNow, guest, call_open(options));
+        match answer {
+            Ok(Ok(())) => Ok(live),
+            Ok(Err(e)) => Err(convert::refused(e)),
+            Err(e) => Err(fault::failed("open", &e, live.store.data())),
+        }
+    }
+
+    /// The instance, unless somebody keeps it for longer than a call may take.
+    async fn turn(&self) -> Result<MutexGuard<'_, State>, Errno> {
+        let limit = self.factory.plugin.limits.call_time_max;
+        let limit = limit.unwrap_or(CALL_TIME_MAX);
+        let turn = tokio::time::timeout(limit, self.state.lock()).await;
+        turn.map_err(|_| {
+            tracing::warn!(export = self.export, "a metadata context is too busy");
+            Errno::Busy
+        })
+    }
+
+    /// A living instance, for the time of one call.
+    async fn take(&self, state: &mut State) -> Result<Box<Live<Providers>>, FormatError> {
+        if let Some(live) = state.live.take() {
+            return Ok(live);
+        }
+        let live = self.start().await?;
+        if self.withdrawn.swap(false, Ordering::Relaxed) {
+            tracing::info!(export = self.export, "metadata contexts are back");
+        }
+        Ok(live)
+    }
+
+    /// What a client is told of an error; a fault withdraws the contexts.
+    fn failed(&self, state: &mut State, context: &str, error: &FormatError) -> Errno {
+        match error {
+            FormatError::Refused { message, .. } => {
+                tracing::warn!(export = self.export, context, message, "no block status");
+            }
+            FormatError::Fault(fault) => {
+                state.live = None;
+                self.withdrawn.store(true, Ordering::Relaxed);
+                let pause: Duration = state.back_off.failed(Instant::now(), &fault.message);
+                tracing::warn!(
+                    export = self.export,
+                    context,
+                    pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+                    "metadata contexts withdrawn"
+                );
+                self.report(fault);
+            }
+        }
+        error.errno()
+    }
+
+    fn report(&self, fault: &Fault) {
+        let user = User::Export(self.export.clone());
+        let hook = self.factory.on_fault.as_ref();
+        report(&self.factory.plugin, hook, user, fault);
+    }
+}
+
+impl WasmContext {
+    async fn ask(&self, range: ByteRange, extents_max: usize) -> Result<Vec<ContextExtent>, Errno> {
+        let provider = &self.provider;
+        let mut state = provider.turn().await?;
+        if state.back_off.refuses(Instant::now()).is_some() {
+            return Err(Errno::Io);
+        }
+        let kept = self.answers.find(range, extents_max);
+        let asked = self.answer(&mut state, range, extents_max, kept).await;
+        match asked {
+            Ok(extents) => {
+                state.back_off = BackOff::default();
+                Ok(extents)
+            }
+            Err(error) => {
+                self.answers.forget();
+                Err(provider.failed(&mut state, &self.name, &error))
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        state: &mut State,
+        range: ByteRange,
+        extents_max: usize,
+        kept: Option<(u64, Vec<ContextExtent>)>,
+    ) -> Result<Vec<ContextExtent>, FormatError> {
+        let mut live = self.provider.take(state).await?;
+        let name = &self.name;
+        if let Some((generation, extents)) = kept {
+            let guest = &live.guests;
+            let answer = run!(
+                live,
+                Generation,
+                Queueing::NotNow,
+                guest,
+                call_generation(name)
+            );
+            let now = answer
+                .map_err(|e| fault::failed(CallKind::Generation.word(), &e, live.store.data()))?;
+            if now == generation {
+                state.live = Some(live);
+                return Ok(extents);
+            }
+        }
+        let (guest, asked) = (&live.guests, convert::to_range(range));
+        let spans_max = u32::try_from(extents_max).unwrap_or(u32::MAX);
+        let answer = run!(
+            live,
+            BlockStatus,
+            Queueing::NotNow,
+            guest,
+            call_block_status(name, asked, spans_max)
+        );
+        let word = CallKind::BlockStatus.word();
+        let status = answer.map_err(|e| fault::failed(word, &e, live.store.data()))?;
+        let status = match status {
+            Ok(status) => status,
+            Err(e) => {
+                state.live = Some(live);
+                return Err(convert::refused(e));
+            }
+        };
+        let checked = context::status(status, range, extents_max, self.wide);
+        let (extents, validity) =
+            checked.map_err(|what: Malformed| fault::malformed(word, what))?;
+        state.live = Some(live);
+        if let Validity::Generation(generation) = validity {
+            self.answers.keep(range, extents_max, generation, &extents);
+        }
+        Ok(extents)
+    }
+}
+
+impl ContextProvider for WasmContext {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn is_wide(&self) -> bool {
+        self.wide
+    }
+
+    fn is_offered(&self) -> bool {
+        !self.provider.withdrawn.load(Ordering::Relaxed)
+    }
+
+    fn extents(&self, range: ByteRange, extents_max: usize) -> NodeFuture<'_, Vec<ContextExtent>> {
+        Box::pin(self.ask(range, extents_max))
+    }
+}
+
+impl fmt::Debug for WasmContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WasmContext")
+            .field("name", &self.name)
+            .field("export", &self.provider.export)
+            .finish_non_exhaustive()
+    }
+}
