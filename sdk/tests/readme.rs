@@ -2,7 +2,7 @@
 //! block, in order, in an empty folder. The programs are those of this build, so
 //! `make build` has nothing to do.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
