@@ -93,9 +93,10 @@ impl Status {
     pub fn collect(runs: impl IntoIterator<Item = Span>, max_spans: u32, keep: Keep) -> Self {
         let mut spans: Vec<Span> = Vec::new();
         for run in runs {
+            let full = spans.len() == max_spans as usize;
             match spans.last_mut() {
                 Some(last) if last.status == run.status => last.len += run.len,
-                _ if spans.len() == max_spans as usize => break,
+                _ if full => break,
                 _ => spans.push(run),
             }
         }

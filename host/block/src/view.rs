@@ -86,11 +86,12 @@ impl NodeView for Sight {
                 let len = status.len.min(rest.len());
                 at += len;
                 let (data, zero, depth) = (status.data, status.zero, status.depth);
+                let full = runs.len() >= runs_max;
                 match runs.last_mut() {
                     Some(last) if (last.data, last.zero, last.depth) == (data, zero, depth) => {
                         last.len += len;
                     }
-                    _ if runs.len() >= runs_max => break,
+                    _ if full => break,
                     _ => runs.push(Allocation {
                         len,
                         data,

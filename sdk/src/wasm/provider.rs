@@ -79,7 +79,7 @@ impl<T: ContextProvider + Instance> wit::Guest for Describer<T> {
         Ok(contexts
             .map(|context| wit::Context {
                 name: context.name,
-                flags_are64bit: context.wide,
+                flags_are_64bit: context.wide,
                 description: context.description,
             })
             .collect())
