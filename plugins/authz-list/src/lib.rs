@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod fuzzing;
 mod glob;
 
 use outport_sdk::{ConfigFiles, Decision, Error, Info, Policy, Request, Result};

@@ -309,3 +309,14 @@ fn qcow2_image() {
         outport_plugin_qcow2::fuzzing::image,
     );
 }
+
+#[test]
+fn authz_rules() {
+    let seeds = texts(&[
+        "{\"policy\":\"allow\",\"rules\":[{\"match\":\"CN=*\",\"policy\":\"deny\",\"format\":\"glob\"}]}\nCN=a",
+        "a*b?c**\naxbyc",
+        "*?*?*\n\u{e9}\u{e9}",
+        "C=DE,O=*,CN=?\nC=DE,O=Example\\, Inc.,CN=x",
+    ]);
+    run("authz_rules", &seeds, outport_plugin_authz_list::fuzzing::rules);
+}
