@@ -43,9 +43,10 @@ pub const TABLES_MAX: usize = 32;
 /// Entries of all function pointers of a plugin; large C programs have 20 000.
 pub const TABLE_ELEMENTS_MAX: usize = 1 << 16;
 
-/// Linear memories in one component: the plugin's, and one of an adapter.
-/// [`Limits::memory_max`] holds for their sum.
-pub const MEMORIES_MAX: usize = 2;
+/// Linear memories in one component: the plugin's, one of an adapter, and two of
+/// the parts that other languages' runtimes bring (JavaScript's has three in
+/// all). [`Limits::memory_max`] holds for their sum.
+pub const MEMORIES_MAX: usize = 4;
 
 /// Bytes that one crossing from a plugin to the host may carry, as the host
 /// would store them: the largest queued write (2 MiB) and its frame, twice.
