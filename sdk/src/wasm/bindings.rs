@@ -1,8 +1,8 @@
 //! The contract in fragments, each exporting what no other does. The macros of
 //! [`crate::export`] put them together: `format-ro` is about and reader,
-//! `format` is also writer, `format-full` also creator, `authz` is about and
-//! policy, `metadata-context` about and provider; `wit-component` joins their type sections into exactly that world. So
-//! each `Guest` trait exists once.
+//! `format` is also writer, `format-full` also creator; `authz` is about and
+//! policy, `metadata-context` about and provider. `wit-component` joins their
+//! type sections into exactly that world. So each `Guest` trait exists once.
 
 /// `meta`, and what every plugin has: the log and the shared types.
 pub mod about {
