@@ -123,7 +123,7 @@ fn a_policy_in_javascript() {
     shell(&folder, "node --test");
     shell(
         &folder,
-        "npm ci --no-audit --no-fund --no-update-notifier && npm run build",
+        "npm install --no-audit --no-fund --no-update-notifier && npm run build",
     );
     shell(&folder, "outport plugin check authz-teams.wasm");
     let plugin = folder.join("authz-teams.wasm");
