@@ -94,7 +94,7 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         // What a test that failed, or a daemon that was killed, left behind.
-        for file in ["m", "q", "img"] {
+        for file in ["m", "q", "img", "other"] {
             if mounts_in(&self.daemon.path("")) > 0 {
                 run("umount", &["-l", &self.daemon.text(file)]);
             }

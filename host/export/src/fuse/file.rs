@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use outport_block::file::HostFile;
-use outport_block::{Errno, Node};
+use outport_block::{ByteRange, Errno, Node};
 
 use super::passthrough::Passthrough;
 use super::request::Request;
@@ -54,6 +54,8 @@ pub(super) struct File {
     gid: AtomicU32,
     /// When it was changed last, in nanoseconds since the epoch.
     changed: AtomicU64,
+    /// Where it ends, of a growable image: those are made of sectors, and end in the last one.
+    end: AtomicU64,
     opens: Mutex<Opens>,
     /// Whoever changes the length, and whoever writes beyond it where that needs more than
     /// writing.
@@ -84,6 +86,7 @@ impl File {
             uid: AtomicU32::new(uid.as_raw()),
             gid: AtomicU32::new(gid.as_raw()),
             changed: AtomicU64::new(now()),
+            end: AtomicU64::new(export.node().len_bytes()),
             opens: Mutex::default(),
             tail: tokio::sync::Mutex::new(()),
             export,
@@ -105,11 +108,22 @@ impl File {
     /// Where it ends. A file that can grow, or that the kernel reads, has the length that was
     /// written; a disk has whole sectors, as everywhere else in QEMU.
     pub(super) fn len(&self) -> u64 {
-        if self.growable || self.passthrough.is_some() {
-            self.node().len_bytes()
-        } else {
-            self.node().size()
+        let len = self.node().len_bytes();
+        if self.passthrough.is_some() || self.growable && self.node().grows_by_writing() {
+            return len;
         }
+        if !self.growable {
+            return self.node().size();
+        }
+        let end = self.end.load(Ordering::Acquire);
+        // Otherwise somebody else resized the node.
+        let in_last_sector = end <= len && len - end < BLOCK;
+        if in_last_sector { end } else { len }
+    }
+
+    /// It was written up to here.
+    pub(super) fn reached(&self, end: u64) {
+        self.end.fetch_max(end, Ordering::AcqRel);
     }
 
     /// Content or length changed now.
@@ -202,6 +216,12 @@ impl File {
         let _alone = self.tail.lock().await;
         if self.growable {
             self.node().set_len(len).await?;
+            self.end.store(len, Ordering::Release);
+            // What is left of the last sector would come back when the file grows.
+            let rest = ByteRange::between(len, self.node().len_bytes());
+            if !rest.is_empty() {
+                self.node().write_zeroes(rest, false).await?;
+            }
         } else {
             (self.resizer)(len).await?;
         }

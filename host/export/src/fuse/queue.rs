@@ -167,7 +167,6 @@ async fn changes(shared: &Shared, first: bool) {
     let export = shared.file.export();
     loop {
         export.resized().await;
-        shared.answer(&Message::longer(shared.file.len()));
         shared.answer(&Message::forget_attributes());
     }
 }

@@ -4,7 +4,7 @@
 
 use zerocopy::{Immutable, IntoBytes};
 
-use super::wire::{InvalInode, OutHeader, ROOT, Store, notify};
+use super::wire::{InvalInode, OutHeader, ROOT, notify};
 
 /// Bytes of the header.
 pub(super) const HEADER: usize = size_of::<OutHeader>();
@@ -43,17 +43,6 @@ impl Message {
             len: 0,
         };
         Self::new(0, notify::INVAL_INODE, body.as_bytes())
-    }
-
-    /// The file is at least so long.
-    pub(super) fn longer(len: u64) -> Self {
-        let body = Store {
-            ino: ROOT,
-            offset: len,
-            size: 0,
-            padding: 0,
-        };
-        Self::new(0, notify::STORE, body.as_bytes())
     }
 
     fn new(unique: u64, error: i32, body: &[u8]) -> Self {

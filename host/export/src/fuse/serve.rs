@@ -287,25 +287,16 @@ fn write(queue: &mut Queue, unique: u64, offset: u64, size: u32) {
         move |shared| async move {
             let file = &shared.file;
             if grows {
-                extend(&shared, target).await?;
+                file.extend(target).await?;
             }
             let result = file.node().write(offset, &data, writethrough).await;
             pool::give_back(data);
             file.touch();
-            result.map(|()| written)
+            result?;
+            file.reached(target);
+            Ok(written)
         },
     );
-}
-
-/// Makes the file longer. The kernel takes the end of what it asked for as the file's end; where
-/// the node is made of sectors it is told the true one, or it would cut what is mapped there.
-async fn extend(shared: &Shared, len: u64) -> Result<(), Errno> {
-    shared.file.extend(len).await?;
-    let end = shared.file.len();
-    if end > len {
-        shared.answer(&Message::longer(end));
-    }
-    Ok(())
 }
 
 /// The data of a write, for a task.
@@ -341,10 +332,14 @@ fn allocate(shared: &Rc<Shared>, unique: u64, mode: u32, offset: u64, len: u64) 
         let end = file.len();
         match mode {
             0 if offset < end => return Err(Errno::NotSup),
-            0 => extend(&shared, target).await?,
+            0 => {
+                file.extend(target).await?;
+                file.reached(target);
+            }
             PUNCH | ZERO_KEEP | ZERO => {
                 if mode == ZERO && target > end {
-                    extend(&shared, target).await?;
+                    file.extend(target).await?;
+                    file.reached(target);
                 }
                 let range = ByteRange::between(offset, target.min(file.len()));
                 if !range.is_empty() {

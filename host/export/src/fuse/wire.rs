@@ -38,7 +38,6 @@ pub(super) mod opcode {
 /// Messages that the kernel did not ask for; the code is in the place of the error.
 pub(super) mod notify {
     pub(crate) const INVAL_INODE: i32 = 2;
-    pub(crate) const STORE: i32 = 4;
 }
 
 bitflags! {
@@ -283,16 +282,6 @@ pub(super) struct InvalInode {
     pub(super) len: i64,
 }
 
-/// Pages for the cache; without any it only says where the end is at least.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
-#[repr(C)]
-pub(super) struct Store {
-    pub(super) ino: u64,
-    pub(super) offset: u64,
-    pub(super) size: u32,
-    pub(super) padding: u32,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -309,6 +298,5 @@ mod tests {
         assert_eq!(size_of::<FallocateIn>(), 32);
         assert_eq!(size_of::<LseekIn>(), 24);
         assert_eq!(size_of::<StatfsOut>(), 80);
-        assert_eq!(size_of::<Store>(), 24);
     }
 }
