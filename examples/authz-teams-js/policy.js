@@ -88,9 +88,9 @@ export const authzPolicy = {
       tag: "allow",
       val: {
         readOnly: team["read-only"] ?? false,
-        ttlMs: 0n,
+        ttlMs: 0,
         maxIops: team["max-iops"] ?? 0,
-        maxBytesPerSec: 0n,
+        maxBytesPerSec: 0,
       },
     };
   },
