@@ -239,11 +239,14 @@ fn by_name(entries: Value) -> BTreeMap<String, Value> {
 /// What may differ: members newer than 10.0, ours, and what we do not offer.
 const KNOWN: &[&str] = &[
     "block-export-add.iothread type",
+    "block-export-add.authz only here",
     "block-export-add/fuse.passthrough only here",
     "block-export-add/nbd.max-connections only here",
     "block-export-add/nbd.metadata-contexts only here",
     "block-export-add/nbd.server only here",
+    "nbd-server-start.authz only here",
     "nbd-server-start.id only here",
+    "nbd-server-start.strict-authz only here",
     "nbd-server-stop.id only here",
     "query-blockstats[].driver-specific only there",
     "query-blockstats[].stats.timed_stats[].avg_rd_queue_depth only there",

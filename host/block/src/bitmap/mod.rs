@@ -1,7 +1,7 @@
 //! Dirty bitmaps: which granules of a node were written.
 //!
 //! ```text
-//!  write, zero, discard ──► NodeBitmaps::mark ──► Bits     no lock, no allocation but a leaf's first
+//!  write, zero, discard ──► NodeBitmaps::mark ──► Bits     no lock; allocates a leaf's first
 //!                                 ▲ exchanged as a whole
 //!  commands ──► list of DirtyBitmap ── publish             control plane
 //! ```

@@ -63,11 +63,13 @@ fn members_are_qemus() {
     let commands = [
         (
             "block-export-add",
-            "type id fixed-iothread? iothread? node-name writable? writethrough? allow-inactive?",
+            "type id fixed-iothread? iothread? node-name writable? writethrough? allow-inactive? \
+             authz?",
         ),
         (
             "nbd-server-start",
-            "handshake-max-seconds? tls-creds? tls-authz? max-connections? addr id?",
+            "handshake-max-seconds? tls-creds? tls-authz? max-connections? addr id? authz? \
+             strict-authz?",
         ),
         (
             "nbd-server-add",
