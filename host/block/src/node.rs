@@ -5,12 +5,14 @@
 //! a request goes down the graph by plain calls.
 
 mod length;
+mod mode;
 mod segment;
+mod threshold;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::bitmap::{Mark, NodeBitmaps};
 use crate::engine::background::Finish;
@@ -25,7 +27,10 @@ use crate::remote::RemoteNode;
 use crate::window::{RawWindow, Window};
 use crate::{ByteRange, Errno, Result};
 
+use mode::Mode;
 pub use segment::{Segment, Status};
+use threshold::Threshold;
+pub use threshold::{Exceeded, ExceededSink};
 
 /// A request in progress on a node.
 pub type NodeFuture<'a, T> =
@@ -61,9 +66,8 @@ pub enum Kind {
 pub struct Node {
     name: String,
     driver: String,
-    read_only: AtomicBool,
-    /// `discard=unmap`: discards do something.
-    unmap: AtomicBool,
+    mode: Mode,
+    threshold: Threshold,
     bitmaps: Arc<NodeBitmaps>,
     kind: Kind,
 }
@@ -100,8 +104,8 @@ impl Node {
         Arc::new(Self {
             name: name.to_owned(),
             driver: driver.to_owned(),
-            read_only: AtomicBool::new(read_only),
-            unmap: AtomicBool::new(unmap),
+            mode: Mode::new(read_only, unmap),
+            threshold: Threshold::default(),
             bitmaps: Arc::default(),
             kind,
         })
@@ -117,25 +121,6 @@ impl Node {
     #[must_use]
     pub fn driver(&self) -> &str {
         &self.driver
-    }
-
-    /// Refuses writes?
-    #[must_use]
-    pub fn is_read_only(&self) -> bool {
-        self.read_only.load(Ordering::Relaxed)
-    }
-
-    /// Do discards reach it?
-    #[must_use]
-    pub fn unmaps(&self) -> bool {
-        self.unmap.load(Ordering::Relaxed)
-    }
-
-    /// From now on writes are refused, or not; discards reach it, or not. Only for nodes whose
-    /// kind does not care (not for images); the caller knows that nobody who may write is left.
-    pub fn set_options(&self, read_only: bool, unmap: bool) {
-        self.read_only.store(read_only, Ordering::Relaxed);
-        self.unmap.store(unmap, Ordering::Relaxed);
     }
 
     /// Its dirty bitmaps.
@@ -208,9 +193,10 @@ impl Node {
 
     /// Write without waiting; `None`: it would wait, or needs space.
     pub fn try_write(&self, offset: u64, buf: &[u8]) -> Option<std::result::Result<(), Errno>> {
-        if self.is_read_only() {
+        if self.refuses_writes() {
             return Some(Err(Errno::Perm));
         }
+        self.note_write(offset, buf.len() as u64);
         let written = match &self.kind {
             Kind::File(file) => file.try_write(offset, buf),
             Kind::Raw(raw) => {
@@ -272,9 +258,10 @@ impl Node {
     }
 
     pub(crate) fn write_mem(&self, offset: u64, mem: IoMem, fua: bool) -> NodeFuture<'_, ()> {
-        if self.is_read_only() {
+        if self.refuses_writes() {
             return refused(Errno::Perm);
         }
+        self.note_write(offset, mem.len() as u64);
         let end = offset.saturating_add(mem.len() as u64);
         let mark = Mark::new(&self.bitmaps, ByteRange::between(offset, end));
         match &self.kind {
@@ -349,8 +336,9 @@ impl Node {
         let end = offset.saturating_add(buf.len() as u64);
         let mark = || Mark::new(&self.bitmaps, ByteRange::between(offset, end));
         match &self.kind {
-            _ if self.is_read_only() => Err(Errno::Perm),
+            _ if self.refuses_writes() => Err(Errno::Perm),
             Kind::Image(image) => {
+                self.note_write(offset, buf.len() as u64);
                 let (image, mem) = (image.clone(), buf.io());
                 let write = async move { image.write_compressed(offset, mem, codec).await };
                 whole(mark().after(write)).await
@@ -382,7 +370,7 @@ impl Node {
 
     /// The content of the range is not needed any more; a hint.
     pub fn discard(&self, range: ByteRange) -> NodeFuture<'_, ()> {
-        if self.is_read_only() {
+        if self.refuses_writes() {
             return refused(Errno::Perm);
         }
         if !self.unmaps() {
@@ -432,11 +420,12 @@ impl Node {
     }
 
     /// `NotSup` where it takes as long as writing, or where that is not known and `fast` is set.
-    fn zero(&self, range: ByteRange, may_unmap: bool, fast: bool) -> NodeFuture<'_, ()> {
+    pub(crate) fn zero(&self, range: ByteRange, may_unmap: bool, fast: bool) -> NodeFuture<'_, ()> {
         Box::pin(async move {
-            if self.is_read_only() {
+            if self.refuses_writes() {
                 return Err(Errno::Perm);
             }
+            self.note_write(range.offset(), range.len());
             let may_unmap = may_unmap && self.unmaps();
             let mark = Mark::new(&self.bitmaps, range);
             match &self.kind {
@@ -447,7 +436,7 @@ impl Node {
                     mark.after(window.child.zero(range, may_unmap, fast)).await
                 }
                 Kind::Null { .. } => Ok(()),
-                Kind::Filter(filter) => mark.after(filter.zero_fast(range, may_unmap)).await,
+                Kind::Filter(filter) => mark.after(filter.zero(range, may_unmap, fast)).await,
                 Kind::Image(image) => {
                     let kind = if may_unmap {
                         DiscardKind::ZeroUnmap
@@ -603,6 +592,13 @@ impl Node {
                 let backing = image.backing().map(|backing| ("backing", backing));
                 storage.chain(backing).collect()
             }
+        }
+    }
+
+    /// The daemon ends: a server that does not answer soon is given up.
+    pub fn hurry(&self) {
+        if let Kind::Remote(remote) = &self.kind {
+            remote.hurry();
         }
     }
 

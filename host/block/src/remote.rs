@@ -49,6 +49,8 @@ pub trait Remote: fmt::Debug + Send + Sync {
     fn prefetch(&self, range: ByteRange) -> NodeFuture<'_, ()>;
     /// Allocation status of a front part.
     fn status(&self, range: ByteRange) -> NodeFuture<'_, Status>;
+    /// The daemon ends: what the server does not answer soon fails.
+    fn hurry(&self) {}
     /// Say goodbye; nothing is asked afterwards.
     fn close(&self) -> NodeFuture<'_, ()>;
 }
@@ -250,6 +252,10 @@ impl RemoteNode {
             len: (status.len - before).min(range.len()),
             ..status
         })
+    }
+
+    pub(crate) fn hurry(&self) {
+        self.remote.hurry();
     }
 
     pub(crate) async fn close(&self) {

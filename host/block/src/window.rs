@@ -15,7 +15,7 @@ use crate::Node;
 const LEAVING_POLL: Duration = Duration::from_micros(200);
 
 /// A place in another node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Window {
     /// The node behind it.
     pub child: Arc<Node>,

@@ -7,11 +7,13 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use outport_qmp::Command;
+use outport_qmp::de::{self, Mode};
 use outport_qmp::types::block_core::BlockdevOptions;
 use outport_qmp::types::block_export::{BlockExportOptions, NbdServerOptions};
 use outport_qmp::types::char::ChardevAdd;
 use outport_qmp::types::control::{AllowPaths, ConfigCommand};
 use outport_qmp::types::qom::ObjectBranch;
+use serde_json::Value;
 
 use crate::daemon::Daemon;
 use crate::exports::Exports;
@@ -37,6 +39,31 @@ impl Config {
         nodes.push(options);
     }
 
+    /// A node has other options now. It may live inside those of its parent, and name children that
+    /// live inside its own.
+    pub(crate) fn node_reopened(&self, graph: &Graph, options: BlockdevOptions) {
+        let Some(name) = options.node_name.clone() else {
+            return;
+        };
+        let mut nodes = self.nodes.borrow_mut();
+        let Ok(mut new) = serde_json::to_value(&options) else {
+            return;
+        };
+        for known in nodes.iter_mut() {
+            let Ok(mut value) = serde_json::to_value(&*known) else {
+                continue;
+            };
+            let Some(old) = defined(&mut value, &name) else {
+                continue;
+            };
+            spell_out(graph, &name, old, &mut new);
+            *old = new.clone();
+            if let Ok(changed) = de::from_value(&value, Mode::Typed) {
+                *known = changed;
+            }
+        }
+    }
+
     /// An export was added.
     pub(crate) fn export_added(&self, exports: &Exports, options: BlockExportOptions) {
         let mut list = self.exports.borrow_mut();
@@ -49,6 +76,34 @@ impl Config {
         let mut list = self.servers.borrow_mut();
         list.retain(|other| other.id != options.id && running.running(other.id.as_deref()).is_ok());
         list.push(options);
+    }
+}
+
+/// Where a node is defined inside these options.
+fn defined<'v>(value: &'v mut Value, name: &str) -> Option<&'v mut Value> {
+    if value.get("node-name").and_then(Value::as_str) == Some(name) {
+        return Some(value);
+    }
+    let members = value.as_object_mut()?.values_mut();
+    members
+        .filter(|it| it.is_object())
+        .find_map(|it| defined(it, name))
+}
+
+/// Children that live inside a node cannot be named: nobody would have added them.
+fn spell_out(graph: &Graph, name: &str, old: &Value, new: &mut Value) {
+    let Some(members) = new.as_object_mut() else {
+        return;
+    };
+    for (role, child) in members.iter_mut() {
+        let Some(named) = child.as_str() else {
+            continue;
+        };
+        let inside = graph.child_in(name, role).as_deref() == Some(named)
+            && graph.find(named).is_some_and(|entry| !entry.owned);
+        if let Some(definition) = old.get(role).filter(|it| inside && it.is_object()) {
+            *child = definition.clone();
+        }
     }
 }
 
@@ -120,6 +175,10 @@ fn tell(
         let asked = nodes
             .iter()
             .find(|options| options.node_name.as_deref() == Some(name));
-        commands.extend(asked.cloned().map(Command::BlockdevAdd));
+        let asked = asked.cloned().map(|mut options| {
+            options.active = (!graph.is_active(name)).then_some(false);
+            options
+        });
+        commands.extend(asked.map(Command::BlockdevAdd));
     }
 }

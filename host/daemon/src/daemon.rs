@@ -46,6 +46,8 @@ pub(crate) struct Daemon {
     pub(crate) config: Config,
     pub(crate) inherited: RefCell<Inherited>,
     pub(crate) descriptors: RefCell<Descriptors>,
+    /// Held by whoever makes nodes active or inactive: one at a time.
+    pub(crate) activity: tokio::sync::Mutex<()>,
     default_iothread: RefCell<Option<IoThread>>,
     ending: Cell<bool>,
 }
@@ -75,6 +77,7 @@ impl Daemon {
             config: Config::default(),
             inherited: RefCell::default(),
             descriptors: RefCell::default(),
+            activity: tokio::sync::Mutex::default(),
             default_iothread: RefCell::default(),
             ending: Cell::new(false),
         };
@@ -116,8 +119,9 @@ impl Daemon {
     /// are taken from now on.
     pub(crate) async fn wind_down(&self) {
         self.ending.set(true);
-        // Nobody will resume what is held up.
+        // Nobody will resume what is held up, and a mute server will not answer.
         for entry in self.graph.borrow().newest_first() {
+            entry.node.hurry();
             if let Some(debug) = entry.node.blkdebug() {
                 debug.release();
             }

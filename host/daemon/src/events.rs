@@ -12,10 +12,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use outport_block::format::FaultKind;
 use outport_block::image::ImageEvent;
+use outport_block::node::Exceeded;
 use outport_plugin::{FaultEvent, User};
 use outport_qmp::Event;
 use outport_qmp::envelope;
-use outport_qmp::events::{BlockImageCorrupted, OutportPluginFault};
+use outport_qmp::events::{BlockImageCorrupted, BlockWriteThreshold, OutportPluginFault};
 use outport_qmp::types::plugin::PluginFault;
 use tokio::sync::mpsc;
 
@@ -148,6 +149,15 @@ impl EventSender {
                 tracing::warn!(node = node_name, ?state, "node changed state");
             }
         }
+    }
+
+    /// A write ended past the threshold of its node.
+    pub(crate) fn exceeded(&self, event: Exceeded) {
+        self.send(Event::BlockWriteThreshold(BlockWriteThreshold {
+            node_name: event.node_name,
+            amount_exceeded: event.amount,
+            write_threshold: event.threshold,
+        }));
     }
 
     /// A plugin broke its contract.

@@ -13,6 +13,7 @@
 
 #![deny(unsafe_code)]
 
+mod activity;
 mod addresses;
 mod args;
 mod bitmaps;

@@ -37,7 +37,7 @@ pub(crate) fn info(graph: &Graph, entry: &Entry, flat: bool) -> BlockDeviceInfo 
         backing_file: backing(graph, entry).map(|backing| filename(&backing.node)),
         backing_file_depth: if flat { 0 } else { depth(graph, entry) },
         children: children.map(child).collect(),
-        active: true,
+        active: graph.is_active(node.name()),
         encrypted: false,
         detect_zeroes: entry.detect_zeroes,
         bps: 0,
@@ -52,7 +52,7 @@ pub(crate) fn info(graph: &Graph, entry: &Entry, flat: bool) -> BlockDeviceInfo 
             direct: entry.direct,
             no_flush: entry.no_flush,
         },
-        write_threshold: 0,
+        write_threshold: node.write_threshold().cast_signed(),
         dirty_bitmaps: bitmaps(node),
     }
 }

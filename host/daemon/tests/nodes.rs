@@ -405,3 +405,58 @@ fn a_pinned_plugin_replaces_a_bundled_one_while_it_is_there() {
     let objects = qmp.ok("qom-list", json!({"path": "/objects"}));
     assert!(!objects.to_string().contains("\"mine\""), "{objects}");
 }
+
+#[test]
+fn a_write_past_the_threshold_is_told_once() {
+    if !has("qemu-io") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    file(&daemon.path("disk"), 1 << 20);
+    let disk = json!({"driver": "file", "node-name": "f", "filename": daemon.text("disk")});
+    qmp.ok("blockdev-add", disk);
+    let raw = json!({"driver": "raw", "node-name": "r", "file": "f"});
+    qmp.ok("blockdev-add", raw);
+    let address = json!({"type": "unix", "data": {"path": daemon.text("nbd")}});
+    qmp.ok("nbd-server-start", json!({"addr": address}));
+    let export = json!({"type": "nbd", "id": "e", "node-name": "r", "writable": true});
+    qmp.ok("block-export-add", export);
+    let io = |command: &str| {
+        let done = std::process::Command::new("qemu-io")
+            .args(["-f", "raw", "-c", command])
+            .arg(format!("nbd+unix:///r?socket={}", daemon.text("nbd")))
+            .output();
+        assert!(done.unwrap().status.success());
+    };
+    let set = |qmp: &mut Qmp, node: &str| {
+        let asked = json!({"node-name": node, "write-threshold": 8192});
+        qmp.ok("block-set-write-threshold", asked);
+    };
+    set(&mut qmp, "r");
+    set(&mut qmp, "f");
+    // Up to it, and discards beyond, say nothing: as in QSD.
+    io("write 0 8k");
+    io("discard 64k 4k");
+    let thresholds = |qmp: &mut Qmp| {
+        let nodes = qmp.ok("query-named-block-nodes", json!({"flat": true}));
+        let nodes = nodes.as_array().unwrap().iter();
+        nodes
+            .map(|node| node["write_threshold"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(thresholds(&mut qmp), [json!(8192), json!(8192)]);
+    io("write 8k 100");
+    for node in ["r", "f"] {
+        let event = qmp.event("BLOCK_WRITE_THRESHOLD");
+        assert_eq!(
+            event,
+            json!({"node-name": node, "amount-exceeded": 100, "write-threshold": 8192})
+        );
+    }
+    assert_eq!(thresholds(&mut qmp), [json!(0), json!(0)]);
+    set(&mut qmp, "f");
+    io("write -z 64k 4k");
+    let event = qmp.event("BLOCK_WRITE_THRESHOLD");
+    assert_eq!(event["amount-exceeded"], json!(61440));
+}

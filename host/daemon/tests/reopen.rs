@@ -321,3 +321,267 @@ fn a_backing_node_changes_under_a_reading_client() {
     let text = String::from_utf8(read.stdout).unwrap();
     assert!(text.starts_with("read 16777216/16777216"), "{text}");
 }
+
+/// A daemon with a qcow2 image over `base` as `q`, exported as `e`.
+fn image_over_base(daemon: &Daemon, qmp: &mut Qmp, writable: bool) {
+    for (name, pattern) in [("base", "5"), ("base2", "6")] {
+        let image = daemon.text(name);
+        qemu_img(&["create", "-q", "-f", "qcow2", &image, "16M"]);
+        let write = Command::new("qemu-io")
+            .args(["-c", &format!("write -P {pattern} 0 16M"), &image])
+            .stdout(Stdio::null())
+            .status();
+        assert!(write.unwrap().success());
+        let file = json!({"driver": "file", "filename": image});
+        let node = json!({"driver": "qcow2", "node-name": name, "file": file, "read-only": true});
+        qmp.ok("blockdev-add", node);
+    }
+    qemu_img(&["create", "-q", "-f", "qcow2", &daemon.text("top"), "16M"]);
+    let file = json!({"driver": "file", "node-name": "qf", "filename": daemon.text("top")});
+    let node = json!({"driver": "qcow2", "node-name": "q", "file": file, "backing": "base",
+        "read-only": !writable});
+    qmp.ok("blockdev-add", node);
+    let address = json!({"type": "unix", "data": {"path": daemon.text("nbd")}});
+    qmp.ok("nbd-server-start", json!({"addr": address}));
+    let export = json!({"type": "nbd", "id": "e", "node-name": "q", "name": "e",
+        "writable": writable});
+    qmp.ok("block-export-add", export);
+}
+
+/// The definition of the image as it is to be.
+fn image(daemon: &Daemon, backing: Value, read_only: bool) -> Value {
+    let file = json!({"driver": "file", "node-name": "qf", "filename": daemon.text("top")});
+    json!({"driver": "qcow2", "node-name": "q", "file": file, "backing": backing,
+        "read-only": read_only})
+}
+
+/// What `qemu-io` says of these commands on the export.
+fn io(daemon: &Daemon, commands: &[&str]) -> String {
+    let mut command = Command::new("qemu-io");
+    command.args(["-f", "raw"]);
+    if commands.iter().all(|one| one.starts_with("read")) {
+        command.arg("-r");
+    }
+    for one in commands {
+        command.args(["-c", one]);
+    }
+    command.arg(format!(
+        "nbd+unix:///e?socket={}",
+        daemon.path("nbd").display()
+    ));
+    let output = command.output().unwrap();
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+#[test]
+fn a_backing_node_comes_and_goes_under_a_client() {
+    if !has("qemu-img") || !has("qemu-io") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    image_over_base(&daemon, &mut qmp, true);
+    let bench = [
+        "-w",
+        "--pattern=9",
+        "-c",
+        "20000",
+        "-s",
+        "512",
+        "-o",
+        "2097152",
+    ];
+    let mut client = Client::start(&daemon.path("nbd"), &bench);
+    let mut changes = 0;
+    while client.is_running() {
+        for (backing, pattern) in [(json!(null), 0), (json!("base2"), 6), (json!("base"), 5)] {
+            let options = image(&daemon, backing, false);
+            qmp.ok("blockdev-reopen", json!({"options": [options]}));
+            let said = io(&daemon, &[&format!("read -P {pattern} 0 64k")]);
+            assert!(said.starts_with("read 65536/65536"), "{said}");
+            changes += 1;
+        }
+    }
+    assert!(client.0.wait().unwrap().success(), "no request failed");
+    assert!(changes > 3, "{changes} changes");
+    qmp.ok("block-export-del", json!({"id": "e", "mode": "hard"}));
+    qmp.event("BLOCK_EXPORT_DELETED");
+    let options = image(&daemon, json!(null), false);
+    qmp.ok("blockdev-reopen", json!({"options": [options]}));
+    qmp.ok("blockdev-del", json!({"node-name": "base"}));
+    qmp.ok("quit", json!({}));
+    let mut daemon = daemon;
+    assert!(daemon.wait().success());
+    qemu_img(&["check", "-q", &daemon.text("top")]);
+}
+
+#[test]
+fn an_image_is_read_only_and_written_again_under_a_reading_client() {
+    if !has("qemu-img") || !has("qemu-io") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    image_over_base(&daemon, &mut qmp, false);
+    let mut client = Client::start(&daemon.path("nbd"), &["-c", "60000", "-s", "4096"]);
+    let mut changes = 0_u32;
+    while client.is_running() {
+        let options = image(&daemon, json!("base"), false);
+        qmp.ok("blockdev-reopen", json!({"options": [options]}));
+        let export = json!({"type": "nbd", "id": "w", "node-name": "q", "name": "w",
+            "writable": true});
+        qmp.ok("block-export-add", export);
+        let written = Command::new("qemu-io")
+            .args([
+                "-f",
+                "raw",
+                "-c",
+                &format!("write -P 8 {}k 4k", changes * 4),
+            ])
+            .arg(format!("nbd+unix:///w?socket={}", daemon.text("nbd")))
+            .output()
+            .unwrap();
+        assert!(
+            written.stdout.starts_with(b"wrote 4096/4096"),
+            "{written:?}"
+        );
+        let read_only = image(&daemon, json!("base"), true);
+        assert_eq!(
+            qmp.err("blockdev-reopen", json!({"options": [read_only]})),
+            "Read-only block node 'q' cannot support read-write users"
+        );
+        qmp.ok("block-export-del", json!({"id": "w"}));
+        qmp.event("BLOCK_EXPORT_DELETED");
+        qmp.ok("blockdev-reopen", json!({"options": [read_only]}));
+        // Closed as at its end: another process may look at it.
+        qemu_img(&["check", "-q", "-U", &daemon.text("top")]);
+        changes += 1;
+    }
+    assert!(client.0.wait().unwrap().success(), "no request failed");
+    assert!(changes > 1, "{changes} changes");
+    let said = io(&daemon, &[&format!("read -P 8 0 {}k", changes * 4)]);
+    assert!(
+        said.starts_with("read ") && !said.contains("failed"),
+        "{said}"
+    );
+}
+
+#[test]
+fn direct_io_comes_and_goes_under_a_client_that_verifies() {
+    if !has("qemu-img") || !has("qemu-io") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    file(&daemon.path("disk"), 8 << 20);
+    let disk = |direct: bool| {
+        json!({"driver": "file", "node-name": "f", "filename": daemon.text("disk"),
+            "cache": {"direct": direct}})
+    };
+    qmp.ok("blockdev-add", disk(false));
+    let address = json!({"type": "unix", "data": {"path": daemon.text("nbd")}});
+    qmp.ok("nbd-server-start", json!({"addr": address}));
+    let export = json!({"type": "nbd", "id": "e", "node-name": "f", "name": "e",
+        "writable": true});
+    qmp.ok("block-export-add", export);
+    // Not aligned to anything, so that direct I/O has edges.
+    let bench = ["-w", "--pattern=7", "-c", "11000", "-s", "700", "-S", "700"];
+    let mut client = Client::start(&daemon.path("nbd"), &bench);
+    let flags = |daemon: &Daemon| {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+        let disk = daemon.path("disk").canonicalize().unwrap();
+        let of_disk = fds
+            .map(|fd| fd.unwrap())
+            .find(|fd| std::fs::read_link(fd.path()).is_ok_and(|link| link == disk));
+        let number = of_disk.unwrap().file_name();
+        let info = format!("/proc/{}/fdinfo/{}", daemon.pid(), number.to_str().unwrap());
+        let info = std::fs::read_to_string(info).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        u32::from_str_radix(flags.unwrap().trim(), 8).unwrap()
+    };
+    let mut changes = 0;
+    while client.is_running() {
+        for direct in [true, false] {
+            qmp.ok("blockdev-reopen", json!({"options": [disk(direct)]}));
+            // O_DIRECT, as the system sees it.
+            assert_eq!(flags(&daemon) & 0o40000 != 0, direct);
+            changes += 1;
+        }
+    }
+    assert!(client.0.wait().unwrap().success(), "no request failed");
+    assert!(changes > 3, "{changes} changes");
+    let disk = std::fs::read(daemon.path("disk")).unwrap();
+    assert!(
+        disk[..11_000 * 700].iter().all(|byte| *byte == 7),
+        "every write is there"
+    );
+}
+
+#[test]
+fn a_file_that_was_opened_for_reading_is_written() {
+    if !has("qemu-io") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    file(&daemon.path("disk"), 1 << 20);
+    let disk = |read_only: bool| {
+        json!({"driver": "file", "node-name": "f", "filename": daemon.text("disk"),
+            "read-only": read_only})
+    };
+    qmp.ok("blockdev-add", disk(true));
+    // Its name may be another file's by now.
+    std::fs::rename(daemon.path("disk"), daemon.path("moved")).unwrap();
+    file(&daemon.path("disk"), 1 << 20);
+    qmp.ok("blockdev-reopen", json!({"options": [disk(false)]}));
+    let address = json!({"type": "unix", "data": {"path": daemon.text("nbd")}});
+    qmp.ok("nbd-server-start", json!({"addr": address}));
+    let export = json!({"type": "nbd", "id": "e", "node-name": "f", "name": "e",
+        "writable": true});
+    qmp.ok("block-export-add", export);
+    let said = io(&daemon, &["write -P 3 0 1M"]);
+    assert!(said.starts_with("wrote 1048576"), "{said}");
+    let moved = std::fs::read(daemon.path("moved")).unwrap();
+    assert!(
+        moved.iter().all(|byte| *byte == 3),
+        "the file that was opened"
+    );
+    let other = std::fs::read(daemon.path("disk")).unwrap();
+    assert!(
+        other.iter().all(|byte| *byte == 0),
+        "not the one of its name"
+    );
+}
+
+#[test]
+fn the_configuration_follows() {
+    if !has("qemu-img") || !has("qemu-io") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    image_over_base(&daemon, &mut qmp, false);
+    // The file lives inside the image and is only named this time.
+    let mut options = image(&daemon, json!("base2"), true);
+    options["file"] = json!("qf");
+    qmp.ok("blockdev-reopen", json!({"options": [options]}));
+    let told = qmp.ok("x-outport-config", json!({}));
+    // The monitor of this daemon is no business of the next one, which has its own.
+    let nodes = told.as_array().unwrap().iter();
+    let nodes: Vec<_> = nodes
+        .filter(|command| command["execute"] == "blockdev-add")
+        .collect();
+    let config = json!(nodes).to_string();
+    std::fs::write(daemon.path("config"), config).unwrap();
+    qmp.ok("quit", json!({}));
+    let mut daemon = daemon;
+    assert!(daemon.wait().success());
+    let again = Daemon::start(&["--config", &daemon.text("config")]);
+    let nodes = again.qmp().ok("query-named-block-nodes", json!({}));
+    let node = |name: &str| {
+        let mut nodes = nodes.as_array().unwrap().iter();
+        nodes.find(|node| node["node-name"] == name).unwrap()
+    };
+    assert_eq!(node("q")["backing_file"], json!(daemon.text("base2")));
+    assert_eq!(node("qf")["ro"], json!(true));
+}

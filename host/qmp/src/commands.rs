@@ -140,6 +140,11 @@ commands! {
     BlockdevAdd blockdev_add "blockdev-add" (BlockdevOptions) -> Empty;
     /// Gives nodes other options.
     BlockdevReopen blockdev_reopen "blockdev-reopen" (BlockdevReopen) -> Empty;
+    /// Leaves nodes to somebody else, or takes them back.
+    BlockdevSetActive blockdev_set_active "blockdev-set-active" (BlockdevSetActive) -> Empty;
+    /// Tells the first write past some place in a node.
+    BlockSetWriteThreshold block_set_write_threshold "block-set-write-threshold"
+        (BlockSetWriteThreshold) -> Empty;
     /// Deletes a node.
     BlockdevDel blockdev_del "blockdev-del" (BlockdevDel) -> Empty;
     /// Creates an image, as a job.

@@ -32,6 +32,16 @@ qapi! {
         fatal: bool,
     }
 
+    /// Data of [`Event::BlockWriteThreshold`].
+    struct BlockWriteThreshold {
+        /// The node.
+        node_name: String = "node-name",
+        /// How far past the threshold the write ended, in bytes.
+        amount_exceeded: u64 = "amount-exceeded",
+        /// The threshold, which is off from now on.
+        write_threshold: u64 = "write-threshold",
+    }
+
     /// Data of [`Event::JobStatusChange`].
     struct JobStatusChange {
         /// Id of the job.
@@ -94,6 +104,8 @@ events! {
     "BLOCK_EXPORT_DELETED" BlockExportDeleted;
     /// An image contradicts itself.
     "BLOCK_IMAGE_CORRUPTED" BlockImageCorrupted;
+    /// A write ended past a threshold.
+    "BLOCK_WRITE_THRESHOLD" BlockWriteThreshold;
     /// A job entered another state.
     "JOB_STATUS_CHANGE" JobStatusChange;
     /// A plugin failed (ours).

@@ -159,3 +159,20 @@ fn a_deleted_node_says_goodbye() {
         peer.has_ended().then_some(())
     });
 }
+
+#[test]
+fn a_mute_server_does_not_hold_up_the_end() {
+    if !requires("qemu-nbd") {
+        return;
+    }
+    let image = TempImage::random(LEN, 5);
+    // With a delay that is far longer than anybody waits for a daemon to end.
+    let peer = Peer::qemu_nbd(image.path(), &[]);
+    let daemon = through(&peer, json!({"reconnect-delay": 3600}));
+    let mut client = daemon.client("disk");
+    assert!(client.read(0, 4096).unwrap().is_ok());
+    peer.mute();
+    let request = client.request(0, cmd::READ, 0, 4096);
+    client.send(&request, &[]).unwrap();
+    daemon.stop();
+}

@@ -115,6 +115,17 @@ impl Peer {
         let _ = std::fs::remove_file(&self.socket);
     }
 
+    /// It says nothing any more, and its connections stay open.
+    pub(crate) fn mute(&self) {
+        let Process::Child(child) = &self.process else {
+            panic!("only a child can be stopped");
+        };
+        let stopped = Command::new("kill")
+            .args(["-STOP", &child.id().to_string()])
+            .status();
+        assert!(stopped.unwrap().success());
+    }
+
     /// Starts it again.
     pub(crate) fn restart(&mut self) {
         let command = self.command.as_mut().unwrap();

@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use tokio::io::unix::AsyncFd;
@@ -20,6 +21,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::LocalSet;
 
 use super::op::{Completion, Op, OpFuture};
+use super::polling::{self, IoLimits, Poll, Shared};
 use super::pool;
 use super::uring::Ring;
 
@@ -30,6 +32,7 @@ struct Local {
     ring: Rc<RefCell<Ring>>,
     /// Wakes the submitter task of this thread.
     submit: Rc<Notify>,
+    limits: Arc<Shared>,
 }
 
 thread_local! {
@@ -70,6 +73,10 @@ fn submit_ring(op: Op, done: Completion) -> Option<(Op, Completion)> {
                 local.submit.notify_one();
             }
             ring.push(op, done);
+            let batch = local.limits.get().batch_max;
+            if batch > 0 && ring.queued() as u64 >= batch {
+                ring.submit();
+            }
             None
         }
         None => Some((op, done)),
@@ -81,6 +88,7 @@ fn submit_ring(op: Op, done: Completion) -> Option<(Op, Completion)> {
 pub struct IoThread {
     name: Arc<str>,
     jobs: mpsc::UnboundedSender<Job>,
+    limits: Arc<Shared>,
 }
 
 impl IoThread {
@@ -90,15 +98,20 @@ impl IoThread {
     /// The operating system refused a thread.
     pub fn start(name: &str) -> io::Result<Self> {
         let (jobs, queue) = mpsc::unbounded_channel();
+        let limits = Arc::new(Shared::default());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         std::thread::Builder::new()
             .name(format!("io-{name}").chars().take(15).collect())
-            .spawn(move || run(&runtime, queue))?;
+            .spawn({
+                let limits = limits.clone();
+                move || run(&runtime, queue, limits)
+            })?;
         Ok(Self {
             name: Arc::from(name),
             jobs,
+            limits,
         })
     }
 
@@ -106,6 +119,18 @@ impl IoThread {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What the thread may spend on polling, and how much it submits at once, from now on. A thread
+    /// that was told nothing does not poll.
+    pub fn set_limits(&self, limits: IoLimits) {
+        self.limits.set(limits);
+    }
+
+    /// The limits as they are now.
+    #[must_use]
+    pub fn limits(&self) -> IoLimits {
+        self.limits.get()
     }
 
     /// Run a future on the thread. `make` runs there, so the future itself
@@ -138,10 +163,15 @@ impl IoThread {
     }
 }
 
-fn run(runtime: &tokio::runtime::Runtime, mut queue: mpsc::UnboundedReceiver<Job>) {
+fn run(
+    runtime: &tokio::runtime::Runtime,
+    mut queue: mpsc::UnboundedReceiver<Job>,
+    limits: Arc<Shared>,
+) {
+    polling::enter(limits.clone());
     let set = LocalSet::new();
     set.block_on(runtime, async move {
-        start_ring();
+        start_ring(limits);
         while let Some(job) = queue.recv().await {
             tokio::task::spawn_local(guarded(job()));
         }
@@ -182,7 +212,7 @@ impl AsRawFd for RingFd {
 }
 
 /// Give this thread a ring, or say once why there is none.
-fn start_ring() {
+fn start_ring(limits: Arc<Shared>) {
     static SAID: AtomicBool = AtomicBool::new(false);
     let ring = match Ring::new() {
         Ok(ring) => ring,
@@ -209,17 +239,60 @@ fn start_ring() {
         return;
     };
     let submit = Rc::new(Notify::new());
-    tokio::task::spawn_local(submitter(ring.clone(), submit.clone()));
+    let poller = Rc::new(Notify::new());
+    let submitter = submitter(ring.clone(), submit.clone(), poller.clone(), limits.clone());
+    tokio::task::spawn_local(submitter);
+    tokio::task::spawn_local(poll_ring(ring.clone(), poller));
     tokio::task::spawn_local(reaper(ring.clone(), fd));
-    LOCAL.with_borrow_mut(|local| *local = Some(Local { ring, submit }));
+    LOCAL.with_borrow_mut(|local| {
+        *local = Some(Local {
+            ring,
+            submit,
+            limits,
+        });
+    });
 }
 
 /// Woken by the first operation of a turn; runs after the tasks that are
 /// already queued, so one `io_uring_enter` carries the whole turn.
-async fn submitter(ring: Rc<RefCell<Ring>>, wake: Rc<Notify>) {
+async fn submitter(
+    ring: Rc<RefCell<Ring>>,
+    wake: Rc<Notify>,
+    poller: Rc<Notify>,
+    limits: Arc<Shared>,
+) {
     loop {
         wake.notified().await;
         ring.borrow_mut().turn();
+        if limits.get().poll_max_ns > 0 {
+            poller.notify_one();
+        }
+    }
+}
+
+/// Looks for completions for a while before the thread sleeps, if its object says so.
+async fn poll_ring(ring: Rc<RefCell<Ring>>, submitted: Rc<Notify>) {
+    let mut poll = Poll::new();
+    loop {
+        submitted.notified().await;
+        let begun = Instant::now();
+        let before = ring.borrow().reaped();
+        let look = || {
+            let mut ring = ring.borrow_mut();
+            ring.turn();
+            ring.reaped() != before
+        };
+        if !poll.is_on() || ring.borrow().is_idle() {
+            continue;
+        }
+        if !poll.until(look).await {
+            // The reaper is woken for it; how long did that take?
+            let seen = ring.borrow().signal();
+            if ring.borrow().reaped() == before {
+                seen.notified().await;
+            }
+        }
+        poll.waited(begun.elapsed());
     }
 }
 
@@ -246,9 +319,20 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[7; 8192], 0).unwrap();
         let fd = Arc::new(OwnedFd::from(file));
-        for aio in [Aio::IoUring, Aio::Threads] {
+        let polling = IoLimits {
+            poll_max_ns: 1_000_000_000,
+            poll_grow: 2,
+            poll_shrink: 0,
+            batch_max: 3,
+        };
+        for (aio, limits) in [
+            (Aio::IoUring, IoLimits::default()),
+            (Aio::IoUring, polling),
+            (Aio::Threads, polling),
+        ] {
             let fd = fd.clone();
             let thread = IoThread::start("t").unwrap();
+            thread.set_limits(limits);
             let sum = thread
                 .run(move || async move {
                     let bufs: Vec<_> = (0..700).map(|_| Buf::zeroed(4096)).collect();

@@ -51,6 +51,19 @@ pub(crate) fn is_locked_by_other(fd: BorrowedFd<'_>, at: u64) -> io::Result<bool
     Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
 }
 
+/// Puts what `new` is open on behind the number of `fd`, at once: operations that began go on with
+/// what was there before.
+pub(crate) fn replace(fd: BorrowedFd<'_>, new: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both numbers are open for the time of the call. The number of `fd` stays open and
+    // its owner's; it only means another open file.
+    let r = unsafe { libc::dup3(new.as_raw_fd(), fd.as_raw_fd(), libc::O_CLOEXEC) };
+    if r == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 #[repr(C)]
 struct CachestatRange {
     off: u64,

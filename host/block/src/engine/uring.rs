@@ -10,9 +10,11 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
 
 use io_uring::{IoUring, opcode, types};
 use slab::Slab;
+use tokio::sync::Notify;
 
 use super::op::{Completion, Op, OpKind};
 
@@ -42,6 +44,10 @@ pub(crate) struct Ring {
     inflight: Slab<InFlight>,
     backlog: VecDeque<(Op, Completion)>,
     queued: usize,
+    /// Completions delivered since the start.
+    reaped: u64,
+    /// Told of each delivery: whoever measures waits for it.
+    delivered: Rc<Notify>,
 }
 
 impl Ring {
@@ -57,6 +63,8 @@ impl Ring {
             inflight: Slab::new(),
             backlog: VecDeque::new(),
             queued: 0,
+            reaped: 0,
+            delivered: Rc::default(),
         })
     }
 
@@ -162,6 +170,10 @@ impl Ring {
                 entry.finish(cqe.result());
             }
         }
+        if reaped > 0 {
+            self.reaped = self.reaped.wrapping_add(reaped as u64);
+            self.delivered.notify_waiters();
+        }
         while self.inflight.len() < INFLIGHT_MAX {
             let Some((op, done)) = self.backlog.pop_front() else {
                 break;
@@ -169,6 +181,26 @@ impl Ring {
             self.push(op, done);
         }
         reaped
+    }
+
+    /// Completions delivered since the start.
+    pub(crate) fn reaped(&self) -> u64 {
+        self.reaped
+    }
+
+    /// Told of the next delivery.
+    pub(crate) fn signal(&self) -> Rc<Notify> {
+        self.delivered.clone()
+    }
+
+    /// Nothing in the kernel?
+    pub(crate) fn is_idle(&self) -> bool {
+        self.inflight.is_empty()
+    }
+
+    /// Operations that the kernel does not know of yet.
+    pub(crate) fn queued(&self) -> usize {
+        self.queued
     }
 
     /// Anything queued that the kernel does not know of?

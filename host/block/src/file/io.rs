@@ -19,17 +19,23 @@ type Result<T> = std::result::Result<T, Errno>;
 impl Inner {
     /// Read; bytes past the end are zero.
     pub(super) async fn read(&self, offset: u64, mem: IoMem) -> Result<()> {
-        if self.align > 1 && !self.is_aligned(offset, &mem) {
+        if self.align() > 1 && !self.is_aligned(offset, &mem) {
             return self.read_bounced(offset, &mem).await;
         }
         let len = mem.len();
         let mut done = 0;
         while done < len {
             let part = rest_of(&mem, done, len);
-            let n = self.op(offset + done as u64, OpKind::Read(part)).await?;
+            let n = match self.op(offset + done as u64, OpKind::Read(part)).await {
+                // `cache.direct` came in between.
+                Err(Errno::Inval) if !self.is_aligned(offset, &mem) => {
+                    return self.read_bounced(offset, &mem).await;
+                }
+                other => other?,
+            };
             done += n;
             // A direct read ends unaligned only at the end of the file.
-            if n == 0 || !done.is_multiple_of(self.align as usize) {
+            if n == 0 || !done.is_multiple_of(self.align() as usize) {
                 mem.part(done, len - done).fill_zero();
                 break;
             }
@@ -38,13 +44,13 @@ impl Inner {
     }
 
     fn is_aligned(&self, offset: u64, mem: &IoMem) -> bool {
-        let align = u64::from(self.align);
-        offset.is_multiple_of(align) && mem.is_aligned(self.align as usize)
+        let align = u64::from(self.align());
+        offset.is_multiple_of(align) && mem.is_aligned(self.align() as usize)
     }
 
     async fn read_bounced(&self, offset: u64, mem: &IoMem) -> Result<()> {
         let range = ByteRange::between(offset, offset + mem.len() as u64);
-        let outer = range.align_out(u64::from(self.align));
+        let outer = range.align_out(u64::from(self.align()));
         let buf = Buf::zeroed(usize::try_from(outer.len()).map_err(|_| Errno::NoMem)?);
         Box::pin(self.read(outer.offset(), buf.io())).await?;
         let skip = (offset - outer.offset()) as usize;
@@ -54,15 +60,15 @@ impl Inner {
 
     /// Write; `fua`: durable when done.
     pub(super) async fn write(&self, offset: u64, mem: IoMem, fua: bool) -> Result<()> {
-        let fua = fua && !self.options.no_flush;
+        let fua = fua && !self.no_flush.load(Ordering::Acquire);
         if mem.len() == 0 {
             return Ok(());
         }
         let end = offset + mem.len() as u64;
-        if self.align > 1 && !self.is_aligned(offset, &mem) {
+        if self.align() > 1 && !self.is_aligned(offset, &mem) {
             return self.write_bounced(offset, &mem, fua).await;
         }
-        let _growing = if self.align > 1 && end > self.len() {
+        let _growing = if self.align() > 1 && end > self.len() {
             Some(self.tail.read().await)
         } else {
             None
@@ -85,7 +91,7 @@ impl Inner {
             }
             if done < len {
                 // A direct write may stop anywhere; go on at a block.
-                done -= done % self.align as usize;
+                done -= done % self.align() as usize;
             }
         }
         if let Some((trace, id)) = traced {
@@ -100,7 +106,7 @@ impl Inner {
     /// Whole blocks around what is not aligned: read, changed, written.
     async fn write_bounced(&self, offset: u64, mem: &IoMem, fua: bool) -> Result<()> {
         let range = ByteRange::between(offset, offset + mem.len() as u64);
-        let outer = range.align_out(u64::from(self.align));
+        let outer = range.align_out(u64::from(self.align()));
         let mut buf = Buf::zeroed(usize::try_from(outer.len()).map_err(|_| Errno::NoMem)?);
         let _one_at_a_time = self.rmw.lock().await;
         // The padding is cut off again: nobody may put anything there between.
@@ -125,7 +131,7 @@ impl Inner {
 
     /// Everything written so far becomes durable.
     pub(super) async fn flush(&self) -> Result<()> {
-        if self.options.no_flush || self.read_only {
+        if self.no_flush.load(Ordering::Acquire) || self.read_only.load(Ordering::Acquire) {
             return Ok(());
         }
         if self.lost.load(Ordering::Acquire) {
@@ -135,7 +141,7 @@ impl Inner {
         if let Err(e) = self.op(0, OpKind::Datasync).await {
             // The kernel reports a lost page once and forgets it: the next
             // flush would succeed, and lie.
-            if !self.options.direct {
+            if !self.is_direct() {
                 self.lost.store(true, Ordering::Release);
             }
             return Err(e);
@@ -148,11 +154,22 @@ impl Inner {
 
     /// Give the range back to the file system if discards are wanted.
     pub(super) async fn discard(&self, range: ByteRange) -> Result<()> {
-        let wanted = self.options.unmap && self.can_punch.load(Ordering::Relaxed);
+        let wanted = self.unmap.load(Ordering::Acquire) && self.can_punch.load(Ordering::Relaxed);
         if !wanted || range.is_empty() {
             return Ok(());
         }
-        match self.punch(range).await {
+        let punched = self.punch(range).await;
+        let counts = &self.discards;
+        match punched {
+            Ok(()) => {
+                counts.done.fetch_add(1, Ordering::Relaxed);
+                counts.bytes.fetch_add(range.len(), Ordering::Relaxed);
+            }
+            Err(_) => {
+                counts.failed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        match punched {
             // A hint that cannot be followed is no failure.
             Err(Errno::NotSup) => Ok(()),
             other => other,
@@ -173,7 +190,8 @@ impl Inner {
         if range.is_empty() {
             return Ok(());
         }
-        let unmap = may_unmap && self.options.unmap && self.can_punch.load(Ordering::Relaxed);
+        let unmap = self.unmap.load(Ordering::Acquire) && self.can_punch.load(Ordering::Relaxed);
+        let unmap = may_unmap && unmap;
         // Punching does not make a file longer.
         if unmap && range.end() <= self.len() {
             match self.punch(range).await {

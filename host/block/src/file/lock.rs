@@ -110,6 +110,16 @@ impl Locks {
         }
     }
 
+    /// The same locks on another open file, which takes the place of this one.
+    pub(super) fn move_to(&self, old: BorrowedFd<'_>, new: BorrowedFd<'_>) -> Result<()> {
+        let held = *self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.wanted {
+            take(new, Held::default(), held)?;
+            release(old, held.used, held.unshared);
+        }
+        Ok(())
+    }
+
     fn change(&self, fd: BorrowedFd<'_>, new: Held) -> Result<()> {
         if !self.wanted {
             return Ok(());

@@ -9,6 +9,7 @@
 mod io;
 mod lock;
 mod open;
+mod reopen;
 pub mod served;
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,7 @@ use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::io::ReadWriteFlags;
@@ -27,11 +28,13 @@ use crate::engine::background::Finish;
 use crate::engine::buffer::IoMem;
 use crate::engine::syscalls;
 use crate::error::Result;
+use crate::gate::{Gate, Pass};
 use crate::trace::Trace;
 use crate::{ByteRange, Errno};
 
 pub use lock::{Locking, Permissions};
 pub use open::FileOptions;
+pub use reopen::FileMode;
 
 /// Larger buffered writes go to the ring: copying them inline would hold up the
 /// loop, and the kernel's workers copy on another CPU.
@@ -43,6 +46,25 @@ const STALL: Duration = Duration::from_millis(5);
 /// After a stall, writes of this file go to the ring for so long.
 const STALL_PENALTY_MS: u64 = 1000;
 
+/// Discards since the file was opened.
+#[derive(Debug, Default)]
+struct DiscardCounts {
+    done: AtomicU64,
+    failed: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// Discards that a file was given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Discards {
+    /// Those that were carried out.
+    pub done: u64,
+    /// Those that failed, or that the file system cannot do.
+    pub failed: u64,
+    /// Bytes of those that were carried out.
+    pub bytes: u64,
+}
+
 /// An open host file. Clones share it.
 #[derive(Clone, Debug)]
 pub struct HostFile(Arc<Inner>);
@@ -50,15 +72,24 @@ pub struct HostFile(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     fd: Arc<OwnedFd>,
+    /// As it was opened first; what can change since is below.
     options: FileOptions,
-    read_only: bool,
+    read_only: AtomicBool,
+    direct: AtomicBool,
+    no_flush: AtomicBool,
+    unmap: AtomicBool,
+    /// Nothing is changed any more, whoever asks.
+    frozen: AtomicBool,
+    /// Whoever changes something is inside.
+    changing: Gate,
     device: bool,
     /// Direct I/O alignment; 1 when buffered.
-    align: u32,
+    align: AtomicU32,
     len: AtomicU64,
     /// The file system knows `RWF_NOWAIT`.
     nowait: AtomicBool,
     can_punch: AtomicBool,
+    discards: DiscardCounts,
     can_zero: AtomicBool,
     /// A flush failed: what the page cache held may be gone.
     lost: AtomicBool,
@@ -80,12 +111,33 @@ impl Inner {
         self.len.load(Ordering::Acquire)
     }
 
+    fn align(&self) -> u32 {
+        self.align.load(Ordering::Acquire)
+    }
+
+    fn is_direct(&self) -> bool {
+        self.direct.load(Ordering::Acquire)
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Acquire)
+    }
+
+    /// Enter to change something.
+    async fn change(&self) -> std::result::Result<Pass<'_>, Errno> {
+        let pass = self.changing.enter().await;
+        match self.is_frozen() {
+            true => Err(Errno::Perm),
+            false => Ok(pass),
+        }
+    }
+
     /// Does a write of this length go to the page cache at once, on this thread?
     fn is_inline(&self, len: usize) -> bool {
         if self.trace.is_some() {
             return false;
         }
-        !self.options.direct && len <= INLINE_WRITE_MAX && !self.is_stalled()
+        !self.is_direct() && len <= INLINE_WRITE_MAX && !self.is_stalled()
     }
 
     /// An inline write took so long.
@@ -117,12 +169,18 @@ impl HostFile {
         Ok(Self(Arc::new(Inner {
             locks: lock::Locks::new(options.locking, fd.as_fd()),
             fd,
-            read_only: opened.read_only,
+            read_only: AtomicBool::new(opened.read_only),
+            direct: AtomicBool::new(options.direct),
+            no_flush: AtomicBool::new(options.no_flush),
+            unmap: AtomicBool::new(options.unmap),
+            frozen: AtomicBool::new(false),
+            changing: Gate::default(),
             device: opened.device,
-            align: opened.align,
+            align: AtomicU32::new(opened.align),
             len: AtomicU64::new(opened.len),
             nowait: AtomicBool::new(true),
             can_punch: AtomicBool::new(true),
+            discards: DiscardCounts::default(),
             can_zero: AtomicBool::new(true),
             lost: AtomicBool::new(false),
             stalled_until: AtomicU64::new(0),
@@ -166,7 +224,18 @@ impl HostFile {
     /// Opened for reading only?
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        self.0.read_only
+        self.0.read_only.load(Ordering::Acquire)
+    }
+
+    /// The discards that it was given.
+    #[must_use]
+    pub fn discards(&self) -> Discards {
+        let counts = &self.0.discards;
+        Discards {
+            done: counts.done.load(Ordering::Relaxed),
+            failed: counts.failed.load(Ordering::Relaxed),
+            bytes: counts.bytes.load(Ordering::Relaxed),
+        }
     }
 
     /// Current length in bytes.
@@ -184,7 +253,7 @@ impl HostFile {
     /// Alignment that requests should have; 1 when any will do.
     #[must_use]
     pub fn align(&self) -> u32 {
-        self.0.align
+        self.0.align()
     }
 
     /// The descriptor, for zero-copy sends.
@@ -196,14 +265,14 @@ impl HostFile {
     /// Can the range be sent from the page cache without waiting?
     #[must_use]
     pub fn is_resident(&self, range: ByteRange) -> bool {
-        !self.0.options.direct
+        !self.0.is_direct()
             && range.end() <= self.len()
             && syscalls::is_resident(self.0.fd.as_fd(), range.offset(), range.len()) == Some(true)
     }
 
     /// Read without waiting; `None`: it would wait.
     pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<std::result::Result<(), Errno>> {
-        if self.0.options.direct || !self.0.nowait.load(Ordering::Relaxed) {
+        if self.0.is_direct() || !self.0.nowait.load(Ordering::Relaxed) {
             return None;
         }
         let mut done = 0;
@@ -233,6 +302,10 @@ impl HostFile {
         if !self.0.is_inline(buf.len()) {
             return None;
         }
+        let _pass = self.0.changing.try_enter()?;
+        if self.0.is_frozen() {
+            return Some(Err(Errno::Perm));
+        }
         let before = Instant::now();
         let mut done = 0;
         while done < buf.len() {
@@ -258,7 +331,10 @@ impl HostFile {
     /// Write; `fua`: durable when done.
     pub(crate) fn write(&self, offset: u64, mem: IoMem, fua: bool) -> Change {
         let inner = self.0.clone();
-        Finish::new(async move { inner.write(offset, mem, fua).await })
+        Finish::new(async move {
+            let _pass = inner.change().await?;
+            inner.write(offset, mem, fua).await
+        })
     }
 
     /// Everything written so far becomes durable.
@@ -269,25 +345,37 @@ impl HostFile {
     /// Give the range back to the file system if discards are wanted.
     pub(crate) fn discard(&self, range: ByteRange) -> Change {
         let inner = self.0.clone();
-        Finish::new(async move { inner.discard(range).await })
+        Finish::new(async move {
+            let _pass = inner.change().await?;
+            inner.discard(range).await
+        })
     }
 
     /// Zeroes by the file system, without writing them. `NotSup`: it cannot.
     pub(crate) fn zero(&self, range: ByteRange, may_unmap: bool) -> Change {
         let inner = self.0.clone();
-        Finish::new(async move { inner.zero(range, may_unmap).await })
+        Finish::new(async move {
+            let _pass = inner.change().await?;
+            inner.zero(range, may_unmap).await
+        })
     }
 
     /// Make it at least `len` bytes long.
     pub(crate) fn grow(&self, len: u64) -> Change {
         let inner = self.0.clone();
-        Finish::new(async move { inner.grow(len).await })
+        Finish::new(async move {
+            let _pass = inner.change().await?;
+            inner.grow(len).await
+        })
     }
 
     /// Change the length.
     pub(crate) fn set_len(&self, len: u64) -> Change {
         let inner = self.0.clone();
-        Finish::new(async move { inner.set_len(len).await })
+        Finish::new(async move {
+            let _pass = inner.change().await?;
+            inner.set_len(len).await
+        })
     }
 
     /// Does the file system say that the range is a hole? Costs a system call.

@@ -119,7 +119,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Opened> {
     })
 }
 
-fn could_not_open(path: &Path, e: &std::io::Error) -> Error {
+pub(super) fn could_not_open(path: &Path, e: &std::io::Error) -> Error {
     let reason = strerror(e.raw_os_error().unwrap_or(libc::EIO));
     let kind = match e.kind() {
         std::io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -187,7 +187,7 @@ fn device_len(mut file: &File) -> std::io::Result<u64> {
 }
 
 /// What the kernel says it needs; otherwise what reading tells.
-fn direct_align(fd: BorrowedFd<'_>) -> u32 {
+pub(super) fn direct_align(fd: BorrowedFd<'_>) -> u32 {
     use rustix::fs::{AtFlags, StatxFlags, statx};
     let asked = statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
     if let Ok(stat) = asked

@@ -80,9 +80,14 @@ impl Compress {
     }
 
     /// Zeroes need no bytes where the format has a mark for them.
-    pub(super) async fn zero(&self, range: ByteRange, may_unmap: bool) -> Result<(), Errno> {
+    pub(super) async fn zero(
+        &self,
+        range: ByteRange,
+        may_unmap: bool,
+        fast: bool,
+    ) -> Result<(), Errno> {
         let _guard = self.locks.lock(range.align_out(self.cluster)).await;
-        self.child.zero_fast(range, may_unmap).await
+        self.child.zero(range, may_unmap, fast).await
     }
 
     pub(super) async fn discard(&self, range: ByteRange) -> Result<(), Errno> {

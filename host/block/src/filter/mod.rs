@@ -157,12 +157,13 @@ impl Filter {
         }
     }
 
-    pub(crate) fn zero_fast(&self, range: ByteRange, may_unmap: bool) -> NodeFuture<'_, ()> {
+    /// `fast`: `NotSup` where it is not known to be faster than writing.
+    pub(crate) fn zero(&self, range: ByteRange, may_unmap: bool, fast: bool) -> NodeFuture<'_, ()> {
         match self {
-            Self::Blkdebug(debug) => Box::pin(debug.zero(range, may_unmap)),
-            Self::Compress(compress) => Box::pin(compress.zero(range, may_unmap)),
-            Self::CopyOnRead(copy) => copy.child().zero_fast(range, may_unmap),
-            Self::Throttle(throttle) => Box::pin(throttle.zero(range, may_unmap)),
+            Self::Blkdebug(debug) => Box::pin(debug.zero(range, may_unmap, fast)),
+            Self::Compress(compress) => Box::pin(compress.zero(range, may_unmap, fast)),
+            Self::CopyOnRead(copy) => copy.child().zero(range, may_unmap, fast),
+            Self::Throttle(throttle) => Box::pin(throttle.zero(range, may_unmap, fast)),
         }
     }
 

@@ -252,7 +252,7 @@ impl Image {
         range: ByteRange,
         stored: &Buf,
     ) -> Result<bool, Errno> {
-        let _pass = self.gate.enter().await;
+        let _pass = self.enter_writing().await?;
         let cluster = u64::from(self.geometry.cluster_size);
         let _guard = self.locks.lock(range.align_out(cluster)).await;
         let intent = WriteIntent {

@@ -120,7 +120,7 @@ impl Image {
 
     /// Check what a call queued.
     pub(super) fn check_txn(&self, plugin: &Plugin, txn: &[TxnOp]) -> Result<Pending, Fault> {
-        if !self.writable && !txn.is_empty() {
+        if !self.is_writable() && !txn.is_empty() {
             return Err(Fault {
                 kind: FaultKind::BadAnswer,
                 message: "it wrote metadata of an image that was opened for reading".to_owned(),

@@ -36,7 +36,7 @@ impl Image {
     }
 
     async fn copy_up(self: &Arc<Self>, range: ByteRange) -> Result<(), Errno> {
-        let _pass = self.gate.enter().await;
+        let _pass = self.enter_writing().await?;
         let end = range.end().min(self.size());
         let mut at = range.offset();
         while at < end {

@@ -1,6 +1,7 @@
 //! Discarding and zeroing what the format can.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::format::{DiscardKind, Extent};
 use crate::{ByteRange, Errno};
@@ -23,8 +24,10 @@ impl Image {
     ) -> Result<[ByteRange; 2], Errno> {
         self.writable_now()?;
         let granularity = u64::from(match kind {
-            DiscardKind::Discard => self.geometry.discard_granularity,
-            DiscardKind::ZeroUnmap | DiscardKind::ZeroKeep => self.geometry.zero_granularity,
+            DiscardKind::Discard => self.discard_granularity.load(Ordering::Relaxed),
+            DiscardKind::ZeroUnmap | DiscardKind::ZeroKeep => {
+                self.zero_granularity.load(Ordering::Relaxed)
+            }
         });
         let Some(inner) = self.granules(range, granularity) else {
             return Ok([range, ByteRange::between(range.end(), range.end())]);
@@ -61,7 +64,7 @@ impl Image {
         rest: ByteRange,
         kind: DiscardKind,
     ) -> Result<u64, Errno> {
-        let _pass = self.gate.enter().await;
+        let _pass = self.enter_writing().await?;
         let end = rest.end().min(rest.offset().saturating_add(STEP_MAX));
         let rest = ByteRange::between(rest.offset(), end);
         let cluster = u64::from(self.geometry.cluster_size);

@@ -6,10 +6,11 @@
 //! the overlay hold. Writers whose reservations died with the old instance
 //! start over (`allocate`).
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::Errno;
-use crate::format::{Fault, FaultKind, FormatError, FormatFiles, Geometry};
+use crate::format::{Call, Fault, FaultKind, Format, FormatError, FormatFiles, Geometry};
 
 use super::{Image, ImageState, Plugin};
 
@@ -26,6 +27,10 @@ impl Image {
     fn faulted(&self, plugin: &mut Plugin, fault: &Fault) {
         let now = Instant::now();
         self.drop_instance(plugin);
+        if plugin.inactive {
+            // It saw an image that somebody else is in the middle of changing.
+            return;
+        }
         self.factory.report_fault(self.files.node_name(), fault);
         let again = plugin
             .faults
@@ -72,19 +77,45 @@ impl Image {
     }
 
     async fn fresh_instance(&self, plugin: &mut Plugin) -> Result<(), FormatError> {
-        let mut instance = self.factory.instantiate(self.files.clone()).await?;
-        instance.open(&self.options, self.writable).await?;
-        let call = instance.activate(self.grants.clone()).await?;
-        let expected = Geometry {
-            size: self.size(),
-            ..self.geometry
-        };
+        let (instance, call) = self.instantiate(plugin).await?;
+        let expected = self.expected();
         if call.value != expected {
             return Err(FormatError::Fault(Fault {
                 kind: FaultKind::BadAnswer,
                 message: format!("a fresh instance sees {:?}, not {expected:?}", call.value),
             }));
         }
+        self.adopt(plugin, instance, &call).await
+    }
+
+    /// A fresh instance, and what it says of the image.
+    pub(super) async fn instantiate(
+        &self,
+        plugin: &mut Plugin,
+    ) -> Result<(Box<dyn Format>, Call<Geometry>), FormatError> {
+        let mut instance = self.factory.instantiate(self.files.clone()).await?;
+        instance.open(&plugin.options, self.is_writable()).await?;
+        let call = instance.activate(plugin.grants.clone()).await?;
+        Ok((instance, call))
+    }
+
+    /// What the plugin says of the image as a whole, as far as anybody knows.
+    pub(super) fn expected(&self) -> Geometry {
+        Geometry {
+            size: self.size(),
+            zero_granularity: self.zero_granularity.load(Ordering::Relaxed),
+            discard_granularity: self.discard_granularity.load(Ordering::Relaxed),
+            ..self.geometry
+        }
+    }
+
+    /// Believes a fresh instance whose geometry was looked at.
+    pub(super) async fn adopt(
+        &self,
+        plugin: &mut Plugin,
+        instance: Box<dyn Format>,
+        call: &Call<Geometry>,
+    ) -> Result<(), FormatError> {
         let pending = self
             .check_txn(plugin, &call.txn)
             .map_err(FormatError::Fault)?;

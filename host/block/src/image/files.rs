@@ -135,6 +135,14 @@ impl ImageFiles {
         }
     }
 
+    /// The files may have changed behind our back, and damage with them.
+    pub(crate) fn look_again(&self) {
+        self.state.store(0, Ordering::Release);
+        for slot in self.slots.iter().map_while(OnceLock::get) {
+            slot.reach.store(slot.node.len_bytes(), Ordering::Release);
+        }
+    }
+
     // === reach ===
 
     /// How far the slot was ever written, or the file's end.

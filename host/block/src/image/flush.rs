@@ -85,7 +85,7 @@ impl Flusher {
 impl Image {
     /// Everything acknowledged so far becomes durable.
     pub(crate) async fn flush(&self) -> Result<(), Errno> {
-        if !self.writable {
+        if !self.is_writable() {
             return Ok(());
         }
         let ticket = self.flusher.begun.load(Ordering::Acquire);
@@ -265,6 +265,16 @@ impl Image {
             }
             tokio::time::sleep(GRACE_POLL).await;
         }
+    }
+
+    /// What was freed and not given back is nobody's business any more: the image was put away.
+    pub(super) async fn forget_freed(&self) {
+        let mut limbo = self.flusher.running.lock().await;
+        limbo.ranges.clear();
+        limbo.next.clear();
+        limbo.grace = None;
+        let freed = self.flusher.freed.load(Ordering::Acquire);
+        self.flusher.returned.store(freed, Ordering::Release);
     }
 
     /// Is there freed space that a flush may give back?

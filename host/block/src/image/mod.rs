@@ -31,6 +31,7 @@ mod map;
 mod open;
 mod overlay;
 mod read;
+mod reopen;
 mod resize;
 mod status;
 #[cfg(test)]
@@ -41,18 +42,18 @@ mod write;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::Mutex as AsyncMutex;
 
-use crate::Errno;
 use crate::format::{Format, FormatError, FormatFactory, Geometry, Grant, Placement, SlotRange};
 use crate::gate::Gate;
 use crate::node::Node;
 
 pub use files::EventSink;
 pub use open::{ChildSource, create};
+pub use reopen::{Change, NewBacking};
 pub(crate) use verify::fuzzing::verifier as fuzz_verifier;
 
 use codec::DecodedCache;
@@ -116,6 +117,11 @@ struct Plugin {
     faults: fault::Window,
     /// No call any more.
     closed: bool,
+    /// Somebody else may be changing the image: what it looks like says nothing of the plugin.
+    inactive: bool,
+    /// What a fresh instance is opened with.
+    options: String,
+    grants: Vec<Grant>,
 }
 
 /// A file is to be cut when the mapping stage that asked for it is durable, but
@@ -131,13 +137,14 @@ struct Cut {
 /// A format node.
 pub struct Image {
     factory: Arc<dyn FormatFactory>,
-    options: String,
-    writable: bool,
+    writable: AtomicBool,
     files: Arc<ImageFiles>,
     backing: ArcSwapOption<Node>,
-    grants: Vec<Grant>,
+    /// As it was opened; length and granularities of zeroes and discards may change since.
     geometry: Geometry,
     size: AtomicU64,
+    zero_granularity: AtomicU32,
+    discard_granularity: AtomicU32,
     map: ExtentMap,
     plugin: AsyncMutex<Plugin>,
     turn: Turn,
@@ -170,7 +177,7 @@ impl Image {
 
     /// Can it be written, as it was opened?
     pub fn is_writable(&self) -> bool {
-        self.writable
+        self.writable.load(Ordering::Acquire)
     }
 
     /// What can still be used.
@@ -186,22 +193,6 @@ impl Image {
     /// The backing node, if there is one.
     pub fn backing(&self) -> Option<Arc<Node>> {
         self.backing.load_full()
-    }
-
-    /// Another backing node of the same length. Requests wait for a moment, until those that read
-    /// the old one have ended.
-    ///
-    /// # Errors
-    /// `Inval`: there was none, or it has another length, which the format counts on.
-    pub async fn exchange_backing(&self, node: Arc<Node>) -> Result<(), Errno> {
-        let old = self.backing().ok_or(Errno::Inval)?;
-        if old.size() != node.size() {
-            return Err(Errno::Inval);
-        }
-        let _passing = old.drain_throttles();
-        let _drained = self.gate.drain().await;
-        self.backing.store(Some(node));
-        Ok(())
     }
 
     /// The format's factory.

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::Mutex as AsyncMutex;
@@ -110,16 +110,19 @@ impl Image {
             cuts: Vec::new(),
             faults: fault::Window::default(),
             closed: false,
+            inactive: false,
+            options,
+            grants,
         };
         let image = Self {
             factory,
-            options,
-            writable,
+            writable: AtomicBool::new(writable),
             files,
             backing: ArcSwapOption::new(backing),
-            grants,
             geometry,
             size: AtomicU64::new(geometry.size),
+            zero_granularity: AtomicU32::new(geometry.zero_granularity),
+            discard_granularity: AtomicU32::new(geometry.discard_granularity),
             map: ExtentMap::new(geometry.unit),
             plugin: AsyncMutex::new(plugin),
             turn: Turn::default(),
@@ -147,17 +150,25 @@ impl Image {
     /// # Errors
     /// What the files or the plugin said; the image may then need a repair.
     pub async fn close(&self, node_name: &str) -> Result<()> {
-        if !self.writable {
+        if !self.is_writable() {
             return Ok(());
         }
+        // Also what clients abandoned has ended when the node is drained.
+        let _drained = self.gate.drain().await;
+        self.put_away(node_name).await?;
+        self.plugin.lock().await.closed = true;
+        Ok(())
+    }
+
+    /// Writes everything back and marks the image clean; nobody is inside. The next call is one of
+    /// a fresh instance.
+    pub(super) async fn put_away(&self, node_name: &str) -> Result<()> {
         let io = |e: crate::Errno| {
             Error::new(
                 ErrorKind::Io,
                 format!("Node '{node_name}' could not be closed: {e}"),
             )
         };
-        // Also what clients abandoned has ended when the node is drained.
-        let _drained = self.gate.drain().await;
         self.settle().await.map_err(io)?;
         let mut plugin = self.plugin.lock().await;
         // A damaged image stays marked as not closed.
@@ -171,7 +182,6 @@ impl Image {
             close.await.map_err(|e| control_error(node_name, e))?;
         }
         plugin.instance = None;
-        plugin.closed = true;
         drop(plugin);
         self.write_back().await.map_err(io)
     }

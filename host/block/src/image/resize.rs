@@ -40,6 +40,7 @@ impl Image {
         self.make_room().await.map_err(refused)?;
         // Nobody may be using what a shrink takes away.
         let drained = self.gate.drain().await;
+        self.writable_now().map_err(refused)?;
         let old = self.size();
         if is_enough(old) {
             return Ok(());
@@ -62,7 +63,7 @@ impl Image {
                 verify::geometry(geometry)?;
                 let same = Geometry {
                     size: geometry.size,
-                    ..self.geometry
+                    ..self.expected()
                 };
                 if *geometry == same && geometry.size == size {
                     Ok(Claims::default())

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::engine::buffer::IoMem;
 use crate::filter::blkdebug::Event;
+use crate::gate::Pass;
 use crate::{ByteRange, Errno};
 
 use super::map::Place;
@@ -12,7 +13,7 @@ use super::{Image, ImageState};
 
 impl Image {
     pub(super) fn writable_now(&self) -> Result<(), Errno> {
-        if !self.writable {
+        if !self.is_writable() {
             return Err(Errno::Perm);
         }
         match self.state() {
@@ -21,12 +22,19 @@ impl Image {
         }
     }
 
+    /// Enter to change something: while this waited the image may have become read-only.
+    pub(super) async fn enter_writing(&self) -> Result<Pass<'_>, Errno> {
+        let pass = self.gate.enter().await;
+        self.writable_now()?;
+        Ok(pass)
+    }
+
     /// Write in place without waiting; `None`: space or time is needed.
     pub(crate) fn try_write(&self, offset: u64, buf: &[u8]) -> Option<Result<(), Errno>> {
+        let _pass = self.gate.try_enter()?;
         if let Err(e) = self.writable_now() {
             return Some(Err(e));
         }
-        let _pass = self.gate.try_enter()?;
         let end = offset + buf.len() as u64;
         if end > self.size() {
             return None;
@@ -109,7 +117,7 @@ impl Image {
         // either, however they are written.
         let settled = self.flusher.is_settled();
         let allocated = {
-            let _pass = self.gate.enter().await;
+            let _pass = self.enter_writing().await?;
             self.write_inside(offset, mem, fua && settled).await?
         };
         if fua && (allocated || !settled || !self.flusher.is_settled()) {

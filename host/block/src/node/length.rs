@@ -98,7 +98,7 @@ impl Node {
 
     async fn set_any_len(&self, len: u64) -> std::result::Result<(), Errno> {
         match &self.kind {
-            _ if self.is_read_only() => Err(Errno::Perm),
+            _ if self.refuses_writes() => Err(Errno::Perm),
             Kind::Image(image) => {
                 let image = image.clone();
                 let len = len.checked_next_multiple_of(SECTOR).ok_or(Errno::FBig)?;
@@ -125,7 +125,7 @@ impl Node {
 
     async fn extend_any(&self, len: u64) -> std::result::Result<(), Errno> {
         match &self.kind {
-            _ if self.is_read_only() => Err(Errno::Perm),
+            _ if self.refuses_writes() => Err(Errno::Perm),
             Kind::Image(image) => {
                 let image = image.clone();
                 let len = len.checked_next_multiple_of(SECTOR).ok_or(Errno::FBig)?;
@@ -150,7 +150,7 @@ impl Node {
     }
 
     async fn resize_in_words(&self, len: u64) -> Result<()> {
-        if self.is_read_only() {
+        if self.refuses_writes() {
             return Err(Error::new(ErrorKind::Invalid, "Image is read-only"));
         }
         match &self.kind {

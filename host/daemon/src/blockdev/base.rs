@@ -15,6 +15,8 @@ pub(crate) struct Inherited {
     pub(crate) force_share: bool,
     /// Formats decide for themselves what is freed, so their files obey.
     pub(crate) unmap: bool,
+    /// Somebody else has the image for now. Backing nodes take it over, files do not.
+    pub(crate) inactive: bool,
 }
 
 /// The options of one node.
@@ -26,6 +28,9 @@ pub(super) struct Common {
     pub(super) no_flush: bool,
     pub(super) force_share: bool,
     pub(super) unmap: bool,
+    pub(super) active: bool,
+    /// What the parent said, without the node's own options.
+    inherited_inactive: bool,
     pub(super) detect_zeroes: BlockdevDetectZeroesOptions,
 }
 
@@ -44,6 +49,8 @@ impl Common {
                 Some(discard) => discard == BlockdevDiscardOptions::Unmap,
                 None => inherited.unmap,
             },
+            active: options.active.unwrap_or(!inherited.inactive),
+            inherited_inactive: inherited.inactive,
             detect_zeroes: options
                 .detect_zeroes
                 .unwrap_or(BlockdevDetectZeroesOptions::Off),
@@ -58,9 +65,6 @@ impl Common {
             return Err(Error::generic(
                 "force-share=on can only be used with read-only images",
             ));
-        }
-        if options.active == Some(false) {
-            return Err(Error::generic("Inactive nodes are not supported"));
         }
         Ok(common)
     }
@@ -82,6 +86,7 @@ impl Common {
             no_flush: self.no_flush,
             force_share: self.force_share,
             unmap: self.unmap,
+            inactive: self.inherited_inactive,
         }
     }
 
@@ -91,6 +96,7 @@ impl Common {
             read_only: true,
             auto_read_only: false,
             unmap: false,
+            inactive: !self.active,
             ..self.for_filter()
         }
     }

@@ -81,7 +81,7 @@ impl Opening<'_> {
         }
         let mut options = plugin.options;
         if self.mode == Mode::Keyval {
-            typed_by_schema(&mut options, factory.options_schema().json());
+            super::typed::by_schema(&mut options, factory.options_schema().json());
         }
         let definition = Definition {
             factory,
@@ -139,6 +139,11 @@ impl Opening<'_> {
                     BlockdevRefOrNull::Reference(node) => BlockdevRef::Reference(node),
                     BlockdevRefOrNull::Null(()) => return Err(Error::missing("backing")),
                 };
+                if let BlockdevRef::Reference(child) = &child {
+                    let parent = User::Node(name.to_owned());
+                    let graph = self.daemon.graph.borrow();
+                    graph.check_activity(&parent, child, "backing")?;
+                }
                 let inherited = common.for_backing();
                 let node = self
                     .child(name, "backing", child, inherited, Use::Backing)
@@ -164,6 +169,7 @@ impl Opening<'_> {
         };
         let mode = ImageMode {
             writable,
+            active: common.active,
             unmap: common.unmap,
         };
         for _ in 0..=NAMED_FILES_MAX {
@@ -195,7 +201,11 @@ impl Opening<'_> {
         primary: &Arc<Node>,
         mut children: Children,
     ) -> Result<Attempt, Error> {
-        let ImageMode { writable, unmap } = mode;
+        let ImageMode {
+            writable,
+            active,
+            unmap,
+        } = mode;
         let events = self.daemon.events.sender();
         let (name, options) = (name.to_owned(), options.to_string());
         let (factory, primary) = (factory.clone(), primary.clone());
@@ -207,7 +217,7 @@ impl Opening<'_> {
                 &name,
                 factory,
                 options,
-                writable,
+                writable && active,
                 primary,
                 &mut children,
                 sink,
@@ -302,6 +312,7 @@ impl Opening<'_> {
 #[derive(Clone, Copy)]
 struct ImageMode {
     writable: bool,
+    active: bool,
     unmap: bool,
 }
 
@@ -340,53 +351,5 @@ fn backing_options(driver: &str, file: String) -> BlockdevOptions {
         force_share: None,
         detect_zeroes: None,
         branch,
-    }
-}
-
-/// Options of a command line are strings: turns each into the type that the schema has for it. What
-/// does not fit stays a string, for the check to complain about.
-fn typed_by_schema(options: &mut Map<String, Value>, schema: &Value) {
-    for (name, value) in options {
-        let rules = &schema["properties"][name.as_str()];
-        match value {
-            Value::Object(members) => typed_by_schema(members, rules),
-            Value::String(text) => {
-                let typed = match rules["type"].as_str() {
-                    Some("integer" | "number") => text.parse::<i64>().ok().map(Value::from),
-                    Some("boolean") => match text.as_str() {
-                        "on" | "yes" | "true" | "y" => Some(Value::Bool(true)),
-                        "off" | "no" | "false" | "n" => Some(Value::Bool(false)),
-                        _ => None,
-                    },
-                    _ => None,
-                };
-                if let Some(typed) = typed {
-                    *value = typed;
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn strings_become_what_the_schema_says() {
-        let schema = json!({"properties": {
-            "n": {"type": "integer"},
-            "b": {"type": "boolean"},
-            "o": {"type": "object",
-                "properties": {"s": {"type": "string"}, "n": {"type": "integer"}}},
-        }});
-        let mut options = json!({"n": "5", "b": "on", "x": "5", "o": {"s": "5", "n": "x"}});
-        typed_by_schema(options.as_object_mut().unwrap(), &schema);
-        assert_eq!(
-            options,
-            json!({"n": 5, "b": true, "x": "5", "o": {"s": "5", "n": "x"}})
-        );
     }
 }

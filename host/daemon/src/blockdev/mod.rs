@@ -14,6 +14,7 @@ mod native;
 mod nbd;
 mod reopen;
 mod rules_file;
+mod typed;
 
 use std::sync::Arc;
 
@@ -50,10 +51,13 @@ pub(crate) async fn add(
         let message = "'node-name' must be specified for the root node";
         return Err(Error::generic(message));
     }
-    let told = options.clone();
+    let mut told = options.clone();
     let added = opening.open(options, Inherited::default(), true).await;
     match added {
         Ok(_) => {
+            if mode == Mode::Keyval {
+                typed::options(daemon, &mut told)?;
+            }
             daemon.config.node_added(&daemon.graph.borrow(), told);
             Ok(())
         }
@@ -169,6 +173,9 @@ impl<'d> Opening<'d> {
             self.check_driver(&options)?;
             let common = Common::of(&options, &inherited)?;
             let name = self.reserve(options.node_name.as_deref())?;
+            if !common.active {
+                self.daemon.graph.borrow_mut().set_active(&name, false);
+            }
             let driver = options.driver().to_owned();
             let asked = reopen::flat(&options);
             let made = match options.branch {
@@ -197,6 +204,9 @@ impl<'d> Opening<'d> {
                     self.plugin(&name, plugin, &common).await?
                 }
             };
+            if !common.active {
+                crate::activity::leave(self.daemon, &made.node).await?;
+            }
             self.daemon.graph.borrow_mut().insert(Entry {
                 node: made.node,
                 owned,

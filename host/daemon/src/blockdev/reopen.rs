@@ -1,79 +1,50 @@
 //! `blockdev-reopen`: other options for nodes that are in use.
 //!
-//! On the control thread. All nodes are looked at first, then the graph is changed as a whole or
-//! not at all, then the data path follows: requests that came before end where they came in, later
-//! ones take the new way. Nobody is refused meanwhile. What a driver cannot change is refused.
+//! ```text
+//! plan (all nodes) --> files (may fail) --> graph --> images (may fail) --> windows --> told
+//!                        ^------- on an error everything before is taken back ------'
+//! ```
+//! On the control thread; what is slow runs elsewhere. Requests that came before end where they
+//! came in, later ones take the new way. Nobody is refused meanwhile. What a driver cannot change
+//! is refused ([`plan`]).
+
+mod plan;
 
 use std::sync::Arc;
 
 use outport_block::Node;
+use outport_block::file::FileMode;
+use outport_block::image::{Change as ImageChange, NewBacking};
 use outport_block::node::Kind;
 use outport_block::window::{OldWindow, Window};
 use outport_qmp::Error;
-use outport_qmp::types::block_core::{
-    BlockdevDriverOptions, BlockdevOptions, BlockdevRef, BlockdevRefOrNull,
-};
+use outport_qmp::types::block_core::BlockdevOptions;
 use serde_json::Value;
 
-use super::base::{Common, Inherited};
-use super::native::{check_window, not_negative};
+use super::base::Common;
+use super::control_error;
+use crate::activity::refresh_facts;
 use crate::daemon::Daemon;
-use crate::graph::{Claim, EdgeId, Entry, Exchanged, Graph, Use, User};
+use crate::graph::{Claim, EdgeId, Exchanged, Graph, Use, User};
 
-/// Members that every node has: they may change, or are dealt with by name.
-const COMMON: [&str; 9] = [
-    "driver",
-    "node-name",
-    "discard",
-    "cache",
-    "active",
-    "read-only",
-    "auto-read-only",
-    "force-share",
-    "detect-zeroes",
-];
+pub(super) use plan::flat;
 
 /// What becomes of one node.
 struct Change {
     node: Arc<Node>,
     common: Common,
     options: Vec<(String, Value)>,
-    exchange: Option<Exchange>,
+    /// Edges that lead elsewhere or to another end, by role.
+    edges: Vec<(&'static str, Option<Arc<Node>>, Use)>,
+    data: Data,
 }
 
-/// Another child.
-enum Exchange {
-    Window(Window, Use),
-    Backing(Arc<Node>),
-}
-
-/// The members of a node's options, nested ones by dotted names, without those that all have.
-pub(super) fn flat(options: &BlockdevOptions) -> Vec<(String, Value)> {
-    let mut members = Vec::new();
-    if let Ok(Value::Object(all)) = serde_json::to_value(options) {
-        for (name, value) in &all {
-            if !COMMON.contains(&name.as_str()) {
-                flatten(name, value, &mut members);
-            }
-        }
-    }
-    members
-}
-
-fn flatten(name: &str, value: &Value, into: &mut Vec<(String, Value)>) {
-    match value {
-        Value::Object(members) => {
-            for (member, value) in members {
-                flatten(&format!("{name}.{member}"), value, into);
-            }
-        }
-        Value::Array(elements) => {
-            for (number, value) in elements.iter().enumerate() {
-                flatten(&format!("{name}.{number}"), value, into);
-            }
-        }
-        leaf => into.push((name.to_owned(), leaf.clone())),
-    }
+/// What the data path is told.
+enum Data {
+    Nothing,
+    Window(Window),
+    File(FileMode),
+    Image(ImageChange),
 }
 
 /// Gives nodes other options, all of them or none.
@@ -83,30 +54,41 @@ fn flatten(name: &str, value: &Value, into: &mut Vec<(String, Value)>) {
 pub(crate) async fn reopen(daemon: &Daemon, options: Vec<BlockdevOptions>) -> Result<(), Error> {
     let changes = {
         let graph = daemon.graph.borrow();
-        let plans = options.into_iter().map(|options| plan(&graph, options));
-        plans.collect::<Result<Vec<_>, _>>()?
+        let plans = options
+            .iter()
+            .map(|options| plan::plan(daemon, &graph, options));
+        let plans = plans.collect::<Result<Vec<_>, _>>()?;
+        plans.into_iter().flatten().collect::<Vec<_>>()
     };
     for change in &changes {
         let name = change.node.name();
         if daemon.exports.is_bypassed(name) {
             return Err(Error::generic(format!(
-                "Node '{name}' cannot be reopened: a file with 'passthrough' is open, which reads it"
+                "Node '{name}' cannot be reopened: a file with 'passthrough' is open"
             )));
         }
     }
-    let exchanged = apply(&mut daemon.graph.borrow_mut(), &changes)?;
+    let files = reopen_files(&changes).await?;
+    let applied = apply(&mut daemon.graph.borrow_mut(), &changes);
+    let applied = match applied {
+        Ok(applied) => applied,
+        Err(error) => {
+            restore_files(files).await;
+            return Err(error);
+        }
+    };
     // What is left behind stays in use until the last request has left it.
-    let left_behind: Vec<(String, Option<EdgeId>)> = exchanged
-        .iter()
-        .map(|exchanged| {
-            let name = exchanged.old_child().to_owned();
-            let mut graph = daemon.graph.borrow_mut();
-            let purpose = Use::Direct(Claim::NONE);
-            let edge = graph.attach(User::Block, &name, "reopen", purpose).ok();
-            (name, edge)
-        })
-        .collect();
-    follow(daemon, changes).await;
+    let left_behind = hold_old_children(daemon, &applied);
+    let images = reopen_images(daemon, &changes).await;
+    if images.is_ok() {
+        leave_windows(&changes).await;
+        for options in options {
+            daemon.config.node_reopened(&daemon.graph.borrow(), options);
+        }
+    } else {
+        applied.take_back(&mut daemon.graph.borrow_mut());
+        restore_files(files).await;
+    }
     for (name, edge) in left_behind {
         let is_orphan = {
             let mut graph = daemon.graph.borrow_mut();
@@ -119,303 +101,218 @@ pub(crate) async fn reopen(daemon: &Daemon, options: Vec<BlockdevOptions>) -> Re
             super::close(daemon, name).await;
         }
     }
-    Ok(())
+    images
+}
+
+// === files ===
+
+/// Files that were opened in another way, and how they were.
+type Reopened = Vec<(Arc<Node>, FileMode)>;
+
+async fn reopen_files(changes: &[Change]) -> Result<Reopened, Error> {
+    let mut done = Reopened::new();
+    for change in changes {
+        let (Data::File(mode), Some(file)) = (&change.data, change.node.host_file()) else {
+            continue;
+        };
+        let before = file.mode();
+        if let Err(error) = file.reopen(*mode).await {
+            restore_files(done).await;
+            return Err(control_error(&error));
+        }
+        done.push((change.node.clone(), before));
+    }
+    Ok(done)
+}
+
+async fn restore_files(files: Reopened) {
+    for (node, mode) in files.into_iter().rev() {
+        let Some(file) = node.host_file() else {
+            continue;
+        };
+        if let Err(error) = file.reopen(mode).await {
+            tracing::error!(node = node.name(), %error, "the file is open in another way");
+        }
+    }
+}
+
+// === graph ===
+
+/// What was changed in the graph, and how it was.
+struct Applied {
+    edges: Vec<Exchanged>,
+    before: Vec<Before>,
+}
+
+struct Before {
+    node: Arc<Node>,
+    read_only: bool,
+    unmap: bool,
+    entry: Told,
+}
+
+/// What the control plane tells of a node.
+struct Told {
+    detect_zeroes: outport_qmp::types::block_core::BlockdevDetectZeroesOptions,
+    direct: bool,
+    no_flush: bool,
+    options: Vec<(String, Value)>,
+}
+
+impl Applied {
+    fn take_back(self, graph: &mut Graph) {
+        for before in &self.before {
+            before.node.set_options(before.read_only, before.unmap);
+        }
+        for exchanged in self.edges.into_iter().rev() {
+            graph.restore(exchanged);
+        }
+        for before in self.before {
+            tell(graph, before.node.name(), before.entry);
+        }
+    }
 }
 
 /// Changes the graph; on an error it is as before.
-fn apply(graph: &mut Graph, changes: &[Change]) -> Result<Vec<Exchanged>, Error> {
-    let flags = |change: &Change| (change.node.is_read_only(), change.node.unmaps());
-    let before: Vec<_> = changes.iter().map(flags).collect();
+fn apply(graph: &mut Graph, changes: &[Change]) -> Result<Applied, Error> {
+    let mut applied = Applied {
+        edges: Vec::new(),
+        before: Vec::new(),
+    };
+    for change in changes {
+        let node = &change.node;
+        let Some(entry) = graph.find(node.name()) else {
+            continue;
+        };
+        applied.before.push(Before {
+            node: node.clone(),
+            read_only: node.is_read_only(),
+            unmap: node.unmaps(),
+            entry: Told {
+                detect_zeroes: entry.detect_zeroes,
+                direct: entry.direct,
+                no_flush: entry.no_flush,
+                options: entry.options.clone(),
+            },
+        });
+    }
     for change in changes.iter().filter(|change| !change.common.read_only) {
         change.node.set_options(false, change.common.unmap);
     }
-    let mut exchanged = Vec::new();
-    let mut outcome = Ok(());
-    for change in changes {
-        let name = change.node.name();
-        let done = match &change.exchange {
-            None => Ok(None),
-            Some(Exchange::Window(window, purpose)) => {
-                graph.exchange(name, "file", window.child.name(), *purpose)
-            }
-            Some(Exchange::Backing(node)) => {
-                graph.exchange(name, "backing", node.name(), Use::Backing)
-            }
-        };
-        match done {
-            Ok(done) => exchanged.extend(done),
-            Err(error) => {
-                outcome = Err(error);
-                break;
-            }
-        }
-    }
-    let refused =
-        |change: &&Change| change.common.read_only && graph.has_writers(change.node.name());
-    if outcome.is_ok()
-        && let Some(change) = changes.iter().find(refused)
-    {
-        outcome = Err(Error::generic(format!(
-            "Read-only block node '{}' cannot support read-write users",
-            change.node.name()
-        )));
-    }
-    if let Err(error) = outcome {
-        for exchanged in exchanged.into_iter().rev() {
-            graph.restore(exchanged);
-        }
-        for (change, (read_only, unmap)) in changes.iter().zip(before) {
-            change.node.set_options(read_only, unmap);
-        }
+    if let Err(error) = exchange(graph, changes, &mut applied.edges) {
+        applied.take_back(graph);
         return Err(error);
     }
     for change in changes {
         let common = &change.common;
         change.node.set_options(common.read_only, common.unmap);
-        if let Some(entry) = graph.find_mut(change.node.name()) {
-            entry.detect_zeroes = common.detect_zeroes;
-            entry.options = change.options.clone();
-        }
+        let told = Told {
+            detect_zeroes: common.detect_zeroes,
+            direct: common.direct,
+            no_flush: common.no_flush,
+            options: change.options.clone(),
+        };
+        tell(graph, change.node.name(), told);
     }
-    Ok(exchanged)
+    Ok(applied)
 }
 
-/// The data path follows; returns when nobody is on the old way.
-async fn follow(daemon: &Daemon, changes: Vec<Change>) {
-    let mut old_windows: Vec<OldWindow> = Vec::new();
+fn exchange(graph: &mut Graph, changes: &[Change], done: &mut Vec<Exchanged>) -> Result<(), Error> {
     for change in changes {
-        match (change.exchange, change.node.kind()) {
-            (Some(Exchange::Window(window, _)), Kind::Raw(raw)) => {
-                old_windows.push(raw.exchange(window));
-            }
-            (Some(Exchange::Backing(backing)), Kind::Image(image)) => {
-                let image = image.clone();
-                let exchange = || async move { image.exchange_backing(backing).await };
-                let done = match daemon.default_iothread() {
-                    Ok(iothread) => iothread.run(exchange).await,
-                    Err(_) => Some(exchange().await),
-                };
-                if !matches!(done, Some(Ok(()))) {
-                    tracing::error!(node = change.node.name(), "backing node not exchanged");
+        for (role, child, purpose) in &change.edges {
+            let child = child.as_ref().map(|child| child.name());
+            done.push(graph.exchange(change.node.name(), role, child, *purpose)?);
+        }
+    }
+    let refused =
+        |change: &&Change| change.common.read_only && graph.has_writers(change.node.name());
+    // Parents come after the children that they spell out, and are told first.
+    match changes.iter().rev().find(refused) {
+        None => Ok(()),
+        Some(change) => Err(Error::generic(format!(
+            "Read-only block node '{}' cannot support read-write users",
+            change.node.name()
+        ))),
+    }
+}
+
+fn tell(graph: &mut Graph, name: &str, told: Told) {
+    if let Some(entry) = graph.find_mut(name) {
+        entry.detect_zeroes = told.detect_zeroes;
+        entry.direct = told.direct;
+        entry.no_flush = told.no_flush;
+        entry.options = told.options;
+    }
+}
+
+fn hold_old_children(daemon: &Daemon, applied: &Applied) -> Vec<(String, Option<EdgeId>)> {
+    let old = applied.edges.iter().filter_map(Exchanged::old_child);
+    let hold = |name: &str| {
+        let mut graph = daemon.graph.borrow_mut();
+        let purpose = Use::Direct(Claim::NONE);
+        let edge = graph.attach(User::Block, name, "reopen", purpose).ok();
+        (name.to_owned(), edge)
+    };
+    old.map(hold).collect()
+}
+
+// === the data path ===
+
+/// On an error all are open as they were, or a log line says which is not.
+async fn reopen_images(daemon: &Daemon, changes: &[Change]) -> Result<(), Error> {
+    let mut done: Vec<(Arc<Node>, ImageChange)> = Vec::new();
+    for change in changes {
+        let (Data::Image(asked), Kind::Image(image)) = (&change.data, change.node.kind()) else {
+            continue;
+        };
+        let before = ImageChange {
+            writable: asked.writable.map(|_| image.is_writable()),
+            backing: asked.backing.as_ref().map(|_| match image.backing() {
+                Some(node) => NewBacking::Node(node),
+                None => NewBacking::None,
+            }),
+            options: None,
+        };
+        if let Err(error) = reopen_image(daemon, &change.node, asked.clone()).await {
+            for (node, before) in done.into_iter().rev() {
+                if let Err(error) = reopen_image(daemon, &node, before).await {
+                    let name = node.name();
+                    tracing::error!(node = name, %error, "the image is open in another way");
                 }
             }
-            _ => {}
+            return Err(error);
         }
+        done.push((change.node.clone(), before));
     }
-    for old in old_windows {
-        old.left().await;
-    }
-}
-
-/// What one element asks for.
-fn plan(graph: &Graph, options: BlockdevOptions) -> Result<Change, Error> {
-    let name = options.node_name.clone();
-    let name = name.ok_or_else(|| Error::generic("node-name not specified"))?;
-    let entry = graph
-        .find(&name)
-        .ok_or_else(|| Error::no_such_node(&name))?;
-    let members = flat(&options);
-    if options.driver() != entry.node.driver() {
-        check_not_reset(entry.options.iter(), &members)?;
-        return Err(cannot_change("driver"));
-    }
-    let common = Common::of(&options, &Inherited::default())?;
-    let mut kept = members.clone();
-    // The children of an image may change, with conditions of their own.
-    let mut apart = false;
-    let exchange = match options.branch {
-        BlockdevDriverOptions::Raw(raw) => {
-            let offset = not_negative("offset", raw.offset)?;
-            let size = not_negative("size", raw.size)?;
-            let child = child(graph, entry, "file", &raw.file, &members)?;
-            check_window(offset.unwrap_or(0), size, child.size())?;
-            kept.clear();
-            window(entry, child, offset, size)
-        }
-        BlockdevDriverOptions::Qcow2(qcow2) => {
-            let file = child(graph, entry, "file", &qcow2.file, &members)?;
-            if graph.child_in(&name, "file").as_deref() != Some(file.name()) {
-                return Err(cannot_change("file"));
-            }
-            kept.retain(|(name, _)| !is_child(name));
-            apart = true;
-            backing(graph, entry, qcow2.backing.as_ref(), &members)?
-        }
-        _ => None,
-    };
-    if !matches!(entry.node.kind(), Kind::Raw(_)) {
-        let old = entry.options.iter();
-        check_kept(old.filter(|(name, _)| !apart || !is_child(name)), &kept)?;
-    }
-    check_common(entry, &common)?;
-    Ok(Change {
-        node: entry.node.clone(),
-        common,
-        options: members,
-        exchange,
-    })
-}
-
-/// Whether a member of an image is about `file` or `backing`.
-fn is_child(member: &str) -> bool {
-    let first = member.split('.').next();
-    matches!(first, Some("file" | "backing"))
-}
-
-/// Members that a driver cannot change are as they were.
-fn check_kept<'o>(
-    old: impl Iterator<Item = &'o (String, Value)>,
-    new: &[(String, Value)],
-) -> Result<(), Error> {
-    let old: Vec<_> = old.collect();
-    for (name, value) in new {
-        let same = |member: &&&(String, Value)| member.0 == *name && member.1 == *value;
-        if !old.iter().any(|member| same(&member)) {
-            return Err(cannot_change(name));
-        }
-    }
-    check_not_reset(old.into_iter(), new)
-}
-
-/// Members that were given are given again.
-fn check_not_reset<'o>(
-    old: impl Iterator<Item = &'o (String, Value)>,
-    new: &[(String, Value)],
-) -> Result<(), Error> {
-    for (name, _) in old {
-        if !new.iter().any(|(other, _)| other == name) {
-            return Err(Error::generic(format!(
-                "Option '{name}' cannot be reset to its default value"
-            )));
-        }
+    for (node, _) in done {
+        refresh_facts(daemon, &node).await;
     }
     Ok(())
 }
 
-/// What all nodes have, and only some can change.
-fn check_common(entry: &Entry, common: &Common) -> Result<(), Error> {
-    let node = &entry.node;
-    let refused = |option: &str| {
-        let (name, driver) = (node.name(), node.driver());
-        Err(Error::generic(format!(
-            "Changing '{option}' of node '{name}' (driver '{driver}') is not supported"
-        )))
+async fn reopen_image(daemon: &Daemon, node: &Arc<Node>, change: ImageChange) -> Result<(), Error> {
+    let Some(image) = node.image().cloned() else {
+        return Ok(());
     };
-    let becomes_writable = node.is_read_only() && !common.read_only;
-    match node.kind() {
-        Kind::Image(_) if node.is_read_only() != common.read_only => refused("read-only"),
-        Kind::File(file) if becomes_writable && file.is_read_only() => refused("read-only"),
-        Kind::File(_) if entry.direct != common.direct => refused("cache.direct"),
-        Kind::File(_) if entry.no_flush != common.no_flush => refused("cache.no-flush"),
-        _ => Ok(()),
+    let iothread = daemon.default_iothread()?;
+    let reopened = iothread.run(move || async move { image.reopen(change).await });
+    match reopened.await {
+        Some(done) => done.map_err(|error| control_error(&error)),
+        None => Err(Error::generic("The iothread that opens nodes is gone")),
     }
 }
 
-/// The child that a reference or a definition means.
-fn child(
-    graph: &Graph,
-    entry: &Entry,
-    role: &str,
-    child: &BlockdevRef,
-    members: &[(String, Value)],
-) -> Result<Arc<Node>, Error> {
-    let name = entry.node.name();
-    let now = graph.child_in(name, role);
-    match child {
-        BlockdevRef::Reference(child) => {
-            let found = graph.find(child);
-            let found = found.ok_or_else(|| Error::no_such_device_or_node("", child))?;
-            if graph.reaches(child, name) {
-                let article = if role == "file" {
-                    "a file"
-                } else {
-                    "a backing"
-                };
-                return Err(Error::generic(format!(
-                    "Making '{child}' {article} child of '{name}' would create a cycle"
-                )));
-            }
-            Ok(found.node.clone())
-        }
-        BlockdevRef::Definition(_) => {
-            let prefix = format!("{role}.");
-            let mine = |(name, _): &&(String, Value)| name.starts_with(&prefix);
-            let new: Vec<_> = members.iter().filter(mine).cloned().collect();
-            check_kept(entry.options.iter().filter(mine), &new)?;
-            let now = now.and_then(|now| graph.find(&now));
-            now.map(|now| now.node.clone())
-                .ok_or_else(|| cannot_change(role))
-        }
+/// Returns when nobody is on the old way.
+async fn leave_windows(changes: &[Change]) {
+    let exchanged = changes.iter().filter_map(|change| match &change.data {
+        Data::Window(window) => match change.node.kind() {
+            Kind::Raw(raw) => Some(raw.exchange(window.clone())),
+            _ => None,
+        },
+        _ => None,
+    });
+    let old: Vec<OldWindow> = exchanged.collect();
+    for old in old {
+        old.left().await;
     }
-}
-
-fn window(
-    entry: &Entry,
-    child: Arc<Node>,
-    offset: Option<u64>,
-    size: Option<u64>,
-) -> Option<Exchange> {
-    let Kind::Raw(raw) = entry.node.kind() else {
-        return None;
-    };
-    let now = raw.get();
-    let purpose = match (offset, size) {
-        (None | Some(0), None) => Use::Filter,
-        _ => Use::Window,
-    };
-    let offset = offset.unwrap_or(0);
-    let same = Arc::ptr_eq(&now.child, &child) && now.offset == offset && now.size == size;
-    let window = Window {
-        child,
-        offset,
-        size,
-    };
-    (!same).then_some(Exchange::Window(window, purpose))
-}
-
-fn backing(
-    graph: &Graph,
-    entry: &Entry,
-    asked: Option<&BlockdevRefOrNull>,
-    members: &[(String, Value)],
-) -> Result<Option<Exchange>, Error> {
-    let name = entry.node.name();
-    let now = graph.child_in(name, "backing");
-    let is_none = |asked: &BlockdevRefOrNull| match asked {
-        BlockdevRefOrNull::Null(()) => true,
-        BlockdevRefOrNull::Reference(node) => node.is_empty(),
-        BlockdevRefOrNull::Definition(_) => false,
-    };
-    let refused = |why: &str| {
-        let message = format!("Changing 'backing' of node '{name}' is not supported: {why}");
-        Err(Error::generic(message))
-    };
-    let asked = match (asked, &now) {
-        (None, Some(_)) => {
-            return Err(Error::generic(format!("backing is missing for '{name}'")));
-        }
-        (None, None) => return Ok(None),
-        (Some(asked), None) if is_none(asked) => return Ok(None),
-        (Some(asked), Some(_)) if is_none(asked) => {
-            return refused("a node that has one keeps one");
-        }
-        (Some(BlockdevRefOrNull::Reference(node)), _) => BlockdevRef::Reference(node.clone()),
-        (Some(BlockdevRefOrNull::Definition(node)), _) => BlockdevRef::Definition(node.clone()),
-        (Some(BlockdevRefOrNull::Null(())), _) => return Ok(None),
-    };
-    let child = child(graph, entry, "backing", &asked, members)?;
-    let Some(now) = now.and_then(|now| graph.find(&now)) else {
-        return refused("the node was opened without one");
-    };
-    if Arc::ptr_eq(&now.node, &child) {
-        return Ok(None);
-    }
-    if now.node.size() != child.size() {
-        return refused("the new one has another length");
-    }
-    Ok(Some(Exchange::Backing(child)))
-}
-
-fn cannot_change(option: &str) -> Error {
-    Error::generic(format!("Cannot change the option '{option}'"))
 }

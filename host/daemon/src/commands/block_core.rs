@@ -1,12 +1,14 @@
 //! Nodes (`block-core.json`).
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use outport_qmp::Error;
 use outport_qmp::de::Mode;
 use outport_qmp::types::Empty;
 use outport_qmp::types::block_core::{
-    BlockResize, BlockdevDel, BlockdevOptions, BlockdevReopen, QueryNamedBlockNodes,
+    BlockResize, BlockSetWriteThreshold, BlockdevDel, BlockdevOptions, BlockdevReopen,
+    QueryNamedBlockNodes,
 };
 use outport_qmp::types::block_info::BlockDeviceInfo;
 
@@ -74,6 +76,23 @@ pub(super) async fn resize(daemon: &Rc<Daemon>, arguments: BlockResize) -> Resul
             Ok(Empty {})
         }
     }
+}
+
+/// `block-set-write-threshold`.
+pub(super) fn set_write_threshold(
+    daemon: &Daemon,
+    arguments: &BlockSetWriteThreshold,
+) -> Result<Empty, Error> {
+    let name = &arguments.node_name;
+    let graph = daemon.graph.borrow();
+    let entry = graph.find(name);
+    let entry = entry.ok_or_else(|| Error::generic(format!("Device '{name}' not found")))?;
+    let events = daemon.events.sender();
+    let tell = Arc::new(move |exceeded| events.exceeded(exceeded));
+    entry
+        .node
+        .set_write_threshold(arguments.write_threshold, tell);
+    Ok(Empty {})
 }
 
 /// `query-named-block-nodes`, newest first.

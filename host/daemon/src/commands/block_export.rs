@@ -17,6 +17,7 @@ use outport_qmp::types::block_export::{
 };
 
 use super::export_fuse;
+use crate::activity;
 use crate::bitmaps;
 use crate::contexts;
 use crate::daemon::Daemon;
@@ -147,8 +148,25 @@ async fn check_and_add(
     if writable && node.is_read_only() {
         return Err(Error::generic("Cannot export read-only node as writable"));
     }
-    let (threads, iothreads) = iothreads(daemon, options.iothread)?;
-    let purpose = Use::Direct(claim);
+    let known = iothreads(daemon, options.iothread.clone())?;
+    let allow_inactive = options.allow_inactive == Some(true);
+    if allow_inactive && !matches!(options.branch, BlockExportBranch::Nbd(_)) {
+        return Err(Error::generic(
+            "Export type does not support inactive exports",
+        ));
+    }
+    // What was found may be gone when this has waited.
+    let (node, (threads, iothreads)) = if allow_inactive {
+        (node, known)
+    } else {
+        activity::ensure(daemon, &options.node_name).await?;
+        let node = daemon.graph.borrow().lookup("", &options.node_name)?;
+        (node, iothreads(daemon, options.iothread)?)
+    };
+    let purpose = Use::Export {
+        claim,
+        allow_inactive,
+    };
     let edge = daemon
         .graph
         .borrow_mut()
@@ -231,6 +249,8 @@ fn iothreads(
         return Err(Error::generic("The set of I/O threads must not be empty"));
     }
     let objects = daemon.objects.borrow();
+    let known = |id: &String| objects.iothread_id(id);
+    let ids: Vec<_> = ids.iter().map(known).collect::<Result<_, _>>()?;
     let threads = ids
         .iter()
         .map(|id| objects.iothread(id))

@@ -27,7 +27,8 @@ use outport_qmp::types::block_bitmap::{
     BlockDirtyBitmap, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, BlockDirtyBitmapSha256,
 };
 use outport_qmp::types::block_core::{
-    BlockResize, BlockdevDel, BlockdevOptions, BlockdevReopen, QueryBlock, QueryNamedBlockNodes,
+    BlockResize, BlockSetWriteThreshold, BlockdevDel, BlockdevOptions, BlockdevReopen,
+    BlockdevSetActive, QueryBlock, QueryNamedBlockNodes,
 };
 use outport_qmp::types::block_create::BlockdevCreate;
 use outport_qmp::types::block_debug::{
@@ -55,6 +56,7 @@ use outport_qmp::types::transaction::Transaction;
 use outport_qmp::{Error, Handler};
 use serde_json::Value;
 
+use crate::activity;
 use crate::daemon::Daemon;
 use crate::descriptors::Arrived;
 pub(crate) use control::version;
@@ -134,6 +136,15 @@ impl Handler for Control {
     }
     async fn blockdev_reopen(&self, arguments: BlockdevReopen) -> Outcome<Empty> {
         block_core::reopen(&self.daemon, arguments).await
+    }
+    async fn blockdev_set_active(&self, arguments: BlockdevSetActive) -> Outcome<Empty> {
+        let BlockdevSetActive { node_name, active } = arguments;
+        activity::set(&self.daemon, node_name.as_deref(), active)
+            .await
+            .map(|()| Empty {})
+    }
+    async fn block_set_write_threshold(&self, arguments: BlockSetWriteThreshold) -> Outcome<Empty> {
+        block_core::set_write_threshold(&self.daemon, &arguments)
     }
     async fn blockdev_del(&self, arguments: BlockdevDel) -> Outcome<Empty> {
         block_core::delete(&self.daemon, arguments).await

@@ -1,9 +1,29 @@
 //! Statistics of nodes (`block-core.json`).
 
-use outport_qmp::types::block_stats::{BlockDeviceStats, BlockStats, QueryBlockstats};
+use outport_block::Node;
+use outport_qmp::types::block_stats::{
+    BlockDeviceStats, BlockStats, BlockStatsSpecific, BlockStatsSpecificBranch,
+    BlockStatsSpecificFile, QueryBlockstats,
+};
 
 use crate::daemon::Daemon;
 use crate::graph::Graph;
+
+/// What only one driver counts.
+fn specific(node: &Node) -> Option<BlockStatsSpecific> {
+    let discards = node.host_file()?.discards();
+    let file = BlockStatsSpecificFile {
+        discard_nb_ok: discards.done,
+        discard_nb_failed: discards.failed,
+        discard_bytes_ok: discards.bytes,
+    };
+    Some(BlockStatsSpecific {
+        branch: match node.driver() {
+            "host_device" => BlockStatsSpecificBranch::HostDevice(file),
+            _ => BlockStatsSpecificBranch::File(file),
+        },
+    })
+}
 
 /// `query-blockstats`: without `query-nodes` there is nothing to list, as there are no devices.
 pub(super) fn query(daemon: &Daemon, arguments: &QueryBlockstats) -> Vec<BlockStats> {
@@ -23,6 +43,8 @@ fn node(daemon: &Daemon, graph: &Graph, name: &str) -> BlockStats {
         Some(Box::new(node(daemon, graph, child)))
     };
     let totals = daemon.exports.totals_of(name);
+    let found = graph.find(name).map(|entry| &entry.node);
+    let wr_highest_offset = found.map_or(0, |node| node.highest_write());
     BlockStats {
         device: None,
         qdev: None,
@@ -34,8 +56,15 @@ fn node(daemon: &Daemon, graph: &Graph, name: &str) -> BlockStats {
             wr_operations: totals.writes,
             flush_operations: totals.flushes,
             unmap_operations: totals.discards,
+            rd_total_time_ns: totals.waited_by[0],
+            wr_total_time_ns: totals.waited_by[1],
+            flush_total_time_ns: totals.waited_by[2],
+            unmap_total_time_ns: totals.waited_by[3],
+            idle_time_ns: totals.idle_ns(),
+            wr_highest_offset,
             ..BlockDeviceStats::default()
         },
+        driver_specific: found.and_then(|node| specific(node)),
         parent: child("file").or_else(|| child("image")),
         backing: child("backing"),
     }

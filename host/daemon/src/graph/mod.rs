@@ -4,6 +4,7 @@
 //! opened until after it is closed, so a child in use is always seen to be. Invariants: names are
 //! unique, those of nodes being opened or closed included; no two users of a node conflict.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,6 +13,7 @@ use outport_block::filter::ThrottleGroup;
 use outport_qmp::Error;
 use outport_qmp::error::is_identifier;
 
+mod activity;
 mod dump;
 mod permissions;
 mod reopen;
@@ -76,6 +78,8 @@ pub(crate) struct Graph {
     edges: Vec<Edge>,
     /// Names of nodes that are being opened or closed.
     reserved: Vec<String>,
+    /// Names of nodes that somebody else has, those being opened included.
+    inactive: BTreeSet<String>,
     edges_made: u64,
     names_made: u64,
 }
@@ -171,6 +175,7 @@ impl Graph {
     /// that nobody needs any more.
     pub(crate) fn forget(&mut self, name: &str) -> Vec<String> {
         self.release(name);
+        self.inactive.remove(name);
         let user = User::Node(name.to_owned());
         let (gone, kept) = std::mem::take(&mut self.edges)
             .into_iter()
@@ -273,6 +278,7 @@ impl Graph {
         role: &'static str,
         purpose: Use,
     ) -> Result<EdgeId, Error> {
+        self.check_activity(&user, child, role)?;
         self.edges_made += 1;
         let id = EdgeId(self.edges_made);
         // A format writes only after it has read: its claim grows in two steps, and conflicts are
@@ -341,7 +347,11 @@ impl Graph {
             User::Node(parent) => self.claim(parent),
             User::Block => Claim::NONE,
         };
-        edge.purpose.claim(above)
+        let claim = edge.purpose.claim(above);
+        match self.is_idle(edge) {
+            true => claim.idle(),
+            false => claim,
+        }
     }
 
     /// Checks a node and all below it.
@@ -355,6 +365,7 @@ impl Graph {
         {
             return Err(Error::generic("Block node is read-only"));
         }
+        self.check_inactive(name, claim)?;
         self.check_conflicts(name)?;
         self.children(name)
             .try_for_each(|(_, child)| self.check_below(child))

@@ -80,6 +80,14 @@ impl Claim {
         shared: Permissions::ALL,
     };
 
+    /// What is left of it while the node above is inactive.
+    pub(crate) const fn idle(self) -> Self {
+        Self {
+            required: self.required.and(Permissions::CONSISTENT_READ),
+            shared: Permissions::ALL,
+        }
+    }
+
     /// Both claims at once.
     pub(crate) const fn with(self, other: Self) -> Self {
         Self {
@@ -94,6 +102,12 @@ impl Claim {
 pub(crate) enum Use {
     /// An export or a command: as it says.
     Direct(Claim),
+    /// An export: as it says, and nothing of a node that is inactive.
+    Export {
+        claim: Claim,
+        /// It puts up with the node becoming inactive.
+        allow_inactive: bool,
+    },
     /// A format keeps its metadata there: nobody else may change it.
     Storage { writable: bool },
     /// A `raw` node or a filter: what its own users do.
@@ -121,7 +135,7 @@ impl Use {
             shared: above.shared.or(Permissions::WRITE_UNCHANGED),
         };
         match self {
-            Self::Direct(claim) => claim,
+            Self::Direct(claim) | Self::Export { claim, .. } => claim,
             Self::Filter => filter,
             Self::Copy => Claim {
                 required: filter.required.or(Permissions::WRITE_UNCHANGED),

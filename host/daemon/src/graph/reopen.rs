@@ -2,19 +2,19 @@
 
 use outport_qmp::Error;
 
-use super::{Edge, Entry, Graph, Permissions, Use, User};
+use super::{Edge, EdgeId, Entry, Graph, Permissions, Use, User};
 
-/// An edge that was exchanged: what to do to have it back.
+/// An edge that was exchanged, made or removed: what to do to have it as it was.
 #[derive(Debug)]
 pub(crate) struct Exchanged {
-    parent: String,
-    old: Edge,
+    old: Option<Edge>,
+    new: Option<EdgeId>,
 }
 
 impl Exchanged {
     /// The child that the edge led to.
-    pub(crate) fn old_child(&self) -> &str {
-        &self.old.child
+    pub(crate) fn old_child(&self) -> Option<&str> {
+        self.old.as_ref().map(|edge| edge.child.as_str())
     }
 }
 
@@ -46,7 +46,7 @@ impl Graph {
         !required.and(Permissions::WRITE).is_empty()
     }
 
-    /// Lets a parent use another child in a role.
+    /// Lets a parent use another child in a role, or none.
     ///
     /// # Errors
     /// The new child is used by others in a way that conflicts; nothing changed then.
@@ -54,44 +54,40 @@ impl Graph {
         &mut self,
         parent: &str,
         role: &'static str,
-        child: &str,
+        child: Option<&str>,
         purpose: Use,
-    ) -> Result<Option<Exchanged>, Error> {
+    ) -> Result<Exchanged, Error> {
         let user = User::Node(parent.to_owned());
         let edge = |edge: &Edge| edge.user == user && edge.role == role;
-        let Some(at) = self.edges.iter().position(edge) else {
-            return Ok(None);
+        let at = self.edges.iter().position(edge);
+        let mut exchanged = Exchanged {
+            old: at.map(|at| self.edges.remove(at)),
+            new: None,
         };
-        let old = self.edges.remove(at);
-        let exchanged = Exchanged {
-            parent: parent.to_owned(),
-            old,
-        };
-        match self.attach(user, child, role, purpose) {
-            Ok(_) => {
-                self.unlock_below(exchanged.old_child());
-                Ok(Some(exchanged))
-            }
-            Err(error) => {
-                let child = exchanged.old.child.clone();
-                self.edges.insert(at, exchanged.old);
-                self.unlock_below(&child);
-                Err(error)
+        if let Some(child) = child {
+            match self.attach(user, child, role, purpose) {
+                Ok(edge) => exchanged.new = Some(edge),
+                Err(error) => {
+                    self.restore(exchanged);
+                    return Err(error);
+                }
             }
         }
+        if let Some(child) = exchanged.old_child() {
+            self.unlock_below(child);
+        }
+        Ok(exchanged)
     }
 
     /// Takes an exchange back.
     pub(crate) fn restore(&mut self, exchanged: Exchanged) {
-        let Exchanged { parent, old } = exchanged;
-        let user = User::Node(parent);
-        let edge = |edge: &Edge| edge.user == user && edge.role == old.role;
-        if let Some(at) = self.edges.iter().position(edge) {
-            let new = self.edges.remove(at);
-            self.unlock_below(&new.child);
+        if let Some(new) = exchanged.new {
+            self.detach(new);
         }
-        let child = old.child.clone();
-        self.edges.push(old);
-        self.unlock_below(&child);
+        if let Some(old) = exchanged.old {
+            let child = old.child.clone();
+            self.edges.push(old);
+            self.unlock_below(&child);
+        }
     }
 }

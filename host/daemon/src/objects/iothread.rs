@@ -4,11 +4,18 @@
 //! time.
 
 use outport_block::IoThread;
+use outport_block::engine::polling::IoLimits;
 use outport_qmp::Error;
 use outport_qmp::types::qom::IothreadProperties;
 
 /// Most threads that an iothread keeps for blocking work, if nobody says otherwise.
 pub(super) const THREAD_POOL_MAX: i64 = 64;
+
+/// How long an iothread polls, if nobody says otherwise.
+const POLL_MAX_NS: u64 = 32768;
+
+/// How its window grows and shrinks then.
+const POLL_FACTOR: u64 = 2;
 
 /// Weights of polling are shifts of a 64-bit number.
 const POLL_WEIGHT_MAX: i64 = 63;
@@ -31,6 +38,7 @@ impl Thread {
         let failed =
             |reason: String| Error::generic(format!("Could not start iothread '{id}': {reason}"));
         let iothread = IoThread::start(id).map_err(|error| failed(error.to_string()))?;
+        iothread.set_limits(limits(properties));
         let tid = || async { rustix::thread::gettid().as_raw_nonzero().get() };
         let tid = iothread.run(tid).await;
         let tid = tid.ok_or_else(|| failed("it ended at once".into()))?;
@@ -38,6 +46,19 @@ impl Thread {
             iothread,
             id: i64::from(tid),
         })
+    }
+}
+
+/// What the engine makes of the properties.
+pub(super) fn limits(properties: &IothreadProperties) -> IoLimits {
+    let number = |value: Option<i64>, default: u64| {
+        value.map_or(default, |value| u64::try_from(value).unwrap_or(0))
+    };
+    IoLimits {
+        poll_max_ns: number(properties.poll_max_ns, POLL_MAX_NS),
+        poll_grow: number(properties.poll_grow, POLL_FACTOR),
+        poll_shrink: number(properties.poll_shrink, POLL_FACTOR),
+        batch_max: number(properties.aio_max_batch, 0),
     }
 }
 
@@ -69,6 +90,18 @@ pub(super) fn check(properties: &IothreadProperties) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn properties_reach_the_engine() {
+        let told = limits(&IothreadProperties::default());
+        assert_eq!((told.poll_max_ns, told.poll_grow), (32768, 2));
+        let told = limits(&IothreadProperties {
+            poll_max_ns: Some(0),
+            aio_max_batch: Some(7),
+            ..IothreadProperties::default()
+        });
+        assert_eq!((told.poll_max_ns, told.batch_max), (0, 7));
+    }
 
     #[test]
     fn iothread_properties_have_qemus_limits() {

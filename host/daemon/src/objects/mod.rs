@@ -102,6 +102,17 @@ impl Objects {
         }
     }
 
+    /// The id in what a command names an iothread by: the id, or its path.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn iothread_id(&self, named: &str) -> Result<String, Error> {
+        let path = named.strip_prefix('/').unwrap_or(named);
+        let id = path.strip_prefix("objects/").unwrap_or(named);
+        let known = self.iothread(id).map(|_| id.to_owned());
+        known.map_err(|_| Error::generic(format!("iothread \"{named}\" not found")))
+    }
+
     /// The throttle group of this id.
     ///
     /// # Errors
@@ -282,9 +293,10 @@ pub(crate) async fn set(
     };
     let live = match (live, &branch) {
         (Live::Coming, _) => return Err(Error::object_in_use(id)),
-        (live @ Live::Iothread(_), ObjectBranch::Iothread(iothread)) => {
+        (Live::Iothread(thread), ObjectBranch::Iothread(iothread)) => {
             iothread::check(iothread)?;
-            live
+            thread.iothread.set_limits(iothread::limits(iothread));
+            Live::Iothread(thread)
         }
         (Live::Throttle(group), ObjectBranch::ThrottleGroup(properties)) => {
             group.set_limits(throttle::limits(properties)?);

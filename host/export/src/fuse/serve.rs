@@ -21,6 +21,7 @@ use super::wire::{
 };
 use crate::access::Occasion;
 use crate::pool;
+use crate::stats::Waited;
 
 /// Asynchronous requests that the kernel sends at a time; more wait in the kernel.
 const BACKGROUND_MAX: u16 = 256;
@@ -229,7 +230,7 @@ fn read(queue: &mut Queue, unique: u64, offset: u64, size: u32) {
         }
         Some(Err(errno)) => fail(shared, unique, errno),
         None => {
-            let task = Task::begin(shared, len as u64);
+            let task = Task::begin(shared, len as u64, Waited::Read);
             tokio::task::spawn_local(async move {
                 let shared = &task.shared;
                 let buf = pool::take(len);
@@ -392,7 +393,7 @@ where
     F: FnOnce(Rc<Shared>) -> Fut + 'static,
     Fut: Future<Output = Result<Message, Errno>>,
 {
-    let task = Task::begin(shared, bytes);
+    let task = Task::begin(shared, bytes, Waited::Other);
     tokio::task::spawn_local(async move {
         match work(task.shared.clone()).await {
             Ok(message) => task.shared.answer(&message),
@@ -406,23 +407,26 @@ struct Task {
     shared: Rc<Shared>,
     bytes: u64,
     since: Instant,
+    what: Waited,
 }
 
 impl Task {
-    fn begin(shared: &Rc<Shared>, bytes: u64) -> Self {
+    fn begin(shared: &Rc<Shared>, bytes: u64, what: Waited) -> Self {
         shared.begin(bytes);
         shared.file.export().stats().begin();
         Self {
             shared: shared.clone(),
             bytes,
             since: Instant::now(),
+            what,
         }
     }
 }
 
 impl Drop for Task {
     fn drop(&mut self) {
-        self.shared.file.export().stats().end(self.since.elapsed());
+        let stats = self.shared.file.export().stats();
+        stats.end(self.what, self.since.elapsed());
         self.shared.end(self.bytes);
     }
 }

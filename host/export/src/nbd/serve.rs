@@ -21,6 +21,7 @@ use super::status::StatusExtents;
 use super::wire::Request;
 use crate::export::Export;
 use crate::pool;
+use crate::stats::Waited;
 
 /// From this size on, reads of warm files are sent from the page cache.
 const SENDFILE_MIN: u64 = 16 << 10;
@@ -55,6 +56,7 @@ impl Reply {
 /// A request without payload.
 pub(super) fn request(shared: &Rc<Shared>, request: &Request, checked: Checked, out: &mut Out) {
     let to = shared.session.reply_to(request);
+    shared.user.export().stats().touch();
     let range = ByteRange::between(checked.offset, checked.offset + checked.length);
     match checked.operation {
         Operation::Read { .. } => read(shared, to, checked, range, out),
@@ -114,6 +116,7 @@ pub(super) fn small_payload(
         return filtered_status(shared, request, payload, out);
     };
     let export = shared.user.export();
+    export.stats().touch();
     if !fua && !export.options().writethrough {
         let to = shared.session.reply_to(request);
         match export.node().try_write(checked.offset, payload) {
@@ -136,6 +139,7 @@ pub(super) fn start_write(shared: &Rc<Shared>, request: &Request, checked: Check
         return;
     };
     let stats = shared.user.export().stats();
+    stats.touch();
     count(&stats.writes, 1);
     count(&stats.write_bytes, checked.length);
     spawn(shared, to, checked, move |shared| async move {
@@ -245,7 +249,7 @@ fn send_from_cache(shared: &Rc<Shared>, to: ReplyTo, range: ByteRange, out: &mut
 }
 
 fn spawn_read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange) {
-    let task = Task::begin(shared, checked.length);
+    let task = Task::begin(shared, checked.length, checked.operation);
     tokio::task::spawn_local(async move {
         let buf = pool::take(range.len() as usize);
         let node = task.0.user.export().node();
@@ -270,7 +274,7 @@ fn status(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange) 
         Operation::BlockStatus { one, contexts } => (one, contexts),
         _ => return,
     };
-    let task = Task::begin(shared, 0);
+    let task = Task::begin(shared, 0, checked.operation);
     tokio::task::spawn_local(async move {
         let mut head = Vec::new();
         let export = task.0.user.export();
@@ -333,7 +337,7 @@ where
     F: FnOnce(Rc<Shared>) -> Fut + 'static,
     Fut: Future<Output = Result<(), Errno>>,
 {
-    let task = Task::begin(shared, checked.payload);
+    let task = Task::begin(shared, checked.payload, checked.operation);
     tokio::task::spawn_local(async move {
         match work(task.0.clone()).await {
             Ok(()) => {
@@ -350,14 +354,21 @@ where
 }
 
 /// A request in flight: accounted for while it lives.
-struct Task(Rc<Shared>, u64, Instant);
+struct Task(Rc<Shared>, u64, Instant, Waited);
 
 impl Task {
-    fn begin(shared: &Rc<Shared>, bytes: u64) -> Self {
+    fn begin(shared: &Rc<Shared>, bytes: u64, operation: Operation) -> Self {
         shared.in_flight.set(shared.in_flight.get() + 1);
         shared.bytes.set(shared.bytes.get() + bytes);
         shared.user.export().stats().begin();
-        Self(shared.clone(), bytes, Instant::now())
+        let waited = match operation {
+            Operation::Read { .. } => Waited::Read,
+            Operation::Write { .. } | Operation::WriteZeroes { .. } => Waited::Write,
+            Operation::Flush => Waited::Flush,
+            Operation::Trim { .. } => Waited::Discard,
+            _ => Waited::Other,
+        };
+        Self(shared.clone(), bytes, Instant::now(), waited)
     }
 
     fn reply(&self, reply: Reply) {
@@ -380,7 +391,7 @@ impl Drop for Task {
         let shared = &self.0;
         shared.in_flight.set(shared.in_flight.get() - 1);
         shared.bytes.set(shared.bytes.get() - self.1);
-        shared.user.export().stats().end(self.2.elapsed());
+        shared.user.export().stats().end(self.3, self.2.elapsed());
         shared.ready.notify_one();
     }
 }

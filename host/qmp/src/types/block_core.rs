@@ -203,6 +203,22 @@ qapi! {
         options: Vec<BlockdevOptions>,
     }
 
+    /// Arguments of `blockdev-set-active`.
+    struct BlockdevSetActive {
+        /// The node; all nodes if absent.
+        node_name: Option<String> = "node-name",
+        /// Whether it is ours, or somebody else's for now.
+        active: bool,
+    }
+
+    /// Arguments of `block-set-write-threshold`.
+    struct BlockSetWriteThreshold {
+        /// The node.
+        node_name: String = "node-name",
+        /// The first write past so many bytes is told; 0: none.
+        write_threshold: u64 = "write-threshold",
+    }
+
     /// Arguments of `blockdev-del`.
     struct BlockdevDel {
         /// The node to delete.

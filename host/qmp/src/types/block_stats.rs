@@ -126,6 +126,34 @@ qapi! {
         bins: Vec<u64>,
     }
 
+    /// Discards that a file was given.
+    struct BlockStatsSpecificFile {
+        /// Those that were carried out.
+        discard_nb_ok: u64 = "discard-nb-ok",
+        /// Those that failed.
+        discard_nb_failed: u64 = "discard-nb-failed",
+        /// Bytes of those that were carried out.
+        discard_bytes_ok: u64 = "discard-bytes-ok",
+    }
+
+    /// Drivers with counts of their own.
+    enum BlockStatsSpecificKind {
+        /// A file.
+        File = "file",
+        /// A device of the host.
+        HostDevice = "host_device",
+    }
+
+    /// What only one driver counts.
+    union BlockStatsSpecific /
+        #[doc = "The drivers of [`BlockStatsSpecific`]."] BlockStatsSpecificBranch
+        on "driver": BlockStatsSpecificKind {} {
+        /// A file.
+        File(BlockStatsSpecificFile) = "file",
+        /// A device of the host.
+        HostDevice(BlockStatsSpecificFile) = "host_device",
+    }
+
     /// An element of `query-blockstats`.
     struct BlockStats {
         /// A guest device, which a storage daemon does not have.
@@ -136,6 +164,8 @@ qapi! {
         node_name: Option<String> = "node-name",
         /// Its counts.
         stats: BlockDeviceStats,
+        /// What only its driver counts.
+        driver_specific: Option<BlockStatsSpecific> = "driver-specific",
         /// The node that holds its bytes.
         parent: Option<Box<BlockStats>>,
         /// Its backing node.

@@ -245,9 +245,14 @@ impl Blkdebug {
     }
 
     /// `NotSup`: the whole range is to be written.
-    pub(super) async fn zero(&self, range: ByteRange, may_unmap: bool) -> Result<(), Errno> {
+    pub(super) async fn zero(
+        &self,
+        range: ByteRange,
+        may_unmap: bool,
+        fast: bool,
+    ) -> Result<(), Errno> {
         if self.is_quiet() {
-            return self.child.zero_fast(range, may_unmap).await;
+            return self.child.zero(range, may_unmap, fast).await;
         }
         if !self.limits.zeroes_fit(range) {
             return Err(Errno::NotSup);
@@ -256,7 +261,7 @@ impl Blkdebug {
         let zeroed = async {
             for piece in self.limits.zeroes(range) {
                 self.check(IoType::WriteZeroes, piece).await?;
-                self.child.zero_fast(piece, may_unmap).await?;
+                self.child.zero(piece, may_unmap, fast).await?;
             }
             Ok(())
         }

@@ -301,9 +301,19 @@ impl Throttle {
         self.child.discard(range).await
     }
 
-    pub(super) async fn zero(&self, range: ByteRange, may_unmap: bool) -> Result<(), Errno> {
+    /// What has to be written instead is written below: it was let through already.
+    pub(super) async fn zero(
+        &self,
+        range: ByteRange,
+        may_unmap: bool,
+        fast: bool,
+    ) -> Result<(), Errno> {
         self.admit(Direction::Write, range.len()).await;
-        self.child.zero_fast(range, may_unmap).await
+        if fast {
+            self.child.zero_fast(range, may_unmap).await
+        } else {
+            self.child.write_zeroes(range, may_unmap).await
+        }
     }
 }
 

@@ -2,7 +2,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::*;
 use crate::Buf;
-use crate::filter::Filter;
+use crate::filter::{Blkdebug, Filter};
 use crate::node::Kind;
 
 /// Nobody goes twice within this test.
@@ -18,12 +18,19 @@ fn slow() -> Limits {
     limits
 }
 
-fn over(group: &Arc<ThrottleGroup>) -> (Arc<Node>, Arc<Throttle>) {
+fn null() -> Arc<Node> {
     let kind = Kind::Null {
         size: AtomicU64::new(1 << 30),
         zeroes: true,
     };
-    let child = Node::new("n", "null-co", false, kind);
+    Node::new("n", "null-co", false, kind)
+}
+
+fn over(group: &Arc<ThrottleGroup>) -> (Arc<Node>, Arc<Throttle>) {
+    over_child(null(), group)
+}
+
+fn over_child(child: Arc<Node>, group: &Arc<ThrottleGroup>) -> (Arc<Node>, Arc<Throttle>) {
     let throttle = Throttle::new(child, group.clone());
     let filter = Box::new(Filter::Throttle(throttle.clone()));
     let node = Node::new("t", "throttle", false, Kind::Filter(filter));
@@ -125,4 +132,22 @@ async fn limited_requests_end_on_their_own() {
     for result in futures_util::future::join_all(writes).await {
         result.unwrap();
     }
+}
+
+#[tokio::test]
+async fn zeroes_that_have_to_be_written_are_counted_once() {
+    let group = ThrottleGroup::new("g", slow());
+    let limits = crate::filter::blkdebug::Limits {
+        opt_write_zero: 4096,
+        ..Default::default()
+    };
+    let debug = Blkdebug::new(null(), limits, Vec::new(), Vec::new());
+    let kind = Kind::Filter(Box::new(Filter::Blkdebug(debug)));
+    let child = Node::new("d", "blkdebug", false, kind);
+    let part = ByteRange::between(0, 512);
+    assert_eq!(child.zero_fast(part, false).await, Err(Errno::NotSup));
+    let (node, _) = over_child(child, &group);
+    let zeroes = tokio::spawn(async move { node.write_zeroes(part, false).await });
+    until(|| zeroes.is_finished()).await;
+    zeroes.await.unwrap().unwrap();
 }

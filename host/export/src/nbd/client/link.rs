@@ -203,7 +203,7 @@ impl Link {
                     self.queue.fail_requests();
                 }
                 () = self.queue.wake.notified() => {
-                    if self.queue.is_closed() {
+                    if self.queue.is_closed() || self.queue.is_hurried() {
                         return None;
                     }
                 }
@@ -269,8 +269,13 @@ struct Connection {
     input: Vec<u8>,
     start: usize,
     end: usize,
-    /// The node was closed: so long the server may take to answer what it has.
+    /// When the node was closed, and when the daemon began to end.
+    closed: Option<Instant>,
+    hurried: Option<Instant>,
+    /// So long the server may take to answer what it has.
     until: Option<Instant>,
+    /// When something was sent or received last.
+    moved: Instant,
 }
 
 impl Connection {
@@ -289,7 +294,10 @@ impl Connection {
             input,
             start: 0,
             end,
+            closed: None,
+            hurried: None,
             until: None,
+            moved: Instant::now(),
         }
     }
 
@@ -299,6 +307,9 @@ impl Connection {
         loop {
             match self.turn(queue) {
                 Ok(true) => {
+                    if queue.is_hurried() {
+                        self.moved = Instant::now();
+                    }
                     turns += 1;
                     if turns >= TURNS_MAX {
                         turns = 0;
@@ -308,7 +319,9 @@ impl Connection {
                 Ok(false) => {
                     turns = 0;
                     if queue.is_closed() {
-                        let until = *self.until.get_or_insert(Instant::now() + CLOSE_MAX);
+                        let closed = self.closed.get_or_insert_with(Instant::now);
+                        let until = *closed + CLOSE_MAX;
+                        self.until = Some(until);
                         if self.receiver.open() == 0 {
                             self.disconnect().await;
                             return Lost::Closed;
@@ -316,6 +329,14 @@ impl Connection {
                         if Instant::now() >= until {
                             return Lost::Closed;
                         }
+                    }
+                    if queue.is_hurried() && self.receiver.open() > 0 && !queue.is_closed() {
+                        let hurried = self.hurried.get_or_insert_with(Instant::now);
+                        let until = self.moved.max(*hurried) + CLOSE_MAX;
+                        if Instant::now() >= until {
+                            return Lost::Closed;
+                        }
+                        self.until = Some(until);
                     }
                     if let Err(lost) = self.wait(queue).await {
                         return lost;

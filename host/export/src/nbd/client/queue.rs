@@ -15,7 +15,8 @@ use tokio::sync::{Notify, oneshot};
 use super::super::wire::{Command, CommandFlags};
 use super::receiver::Extent;
 
-/// So long a server may take to answer what it has when the node is closed.
+/// So long a server may take to answer what it has when the node is closed, and be silent when
+/// the daemon ends.
 pub(super) const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// What comes with a request, and who waits for it.
@@ -68,6 +69,8 @@ enum State {
 struct Inner {
     waiting: VecDeque<Submission>,
     state: State,
+    /// The daemon ends: a server that does not answer is not waited for.
+    hurried: bool,
 }
 
 /// The queue of one node.
@@ -135,6 +138,16 @@ impl Queue {
     pub(super) fn close(&self) {
         self.stop(State::Closed);
         self.wake.notify_one();
+    }
+
+    /// From now on a server that is silent is given up, with what it was asked.
+    pub(super) fn hurry(&self) {
+        self.lock().hurried = true;
+        self.wake.notify_one();
+    }
+
+    pub(super) fn is_hurried(&self) -> bool {
+        self.lock().hurried
     }
 
     pub(super) fn is_closed(&self) -> bool {

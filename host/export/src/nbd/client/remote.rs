@@ -179,6 +179,10 @@ impl Remote for NbdRemote {
         })
     }
 
+    fn hurry(&self) {
+        self.queue.hurry();
+    }
+
     fn close(&self) -> NodeFuture<'_, ()> {
         Box::pin(async move {
             let ended = self.queue.ended.notified();

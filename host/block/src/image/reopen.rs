@@ -1,0 +1,182 @@
+//! Changing how an image is open while it is used: written or only read, over which backing node,
+//! with which options, or left to somebody else for a while.
+//!
+//! On an iothread that the control plane asks. The node is drained, the image put away as at its
+//! end, and opened again by a fresh instance: what was known of it is forgotten. Invariant: on an
+//! error the image is open as it was, and the next request makes an instance for that.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::error::Result;
+use crate::format::{FormatError, FormatFiles, Geometry, Grant, Granted};
+use crate::node::Node;
+use crate::{ByteRange, Errno};
+
+use super::open::control_error;
+use super::{Image, Plugin, verify};
+
+/// Another backing node.
+#[derive(Clone, Debug)]
+pub enum NewBacking {
+    /// None: what the image does not hold reads as zeroes.
+    None,
+    /// This one.
+    Node(Arc<Node>),
+}
+
+/// What changes; the rest stays.
+#[derive(Clone, Debug, Default)]
+pub struct Change {
+    /// Whether it can be written.
+    pub writable: Option<bool>,
+    /// The backing node.
+    pub backing: Option<NewBacking>,
+    /// The format's options: a JSON object.
+    pub options: Option<String>,
+}
+
+/// How the image was open before.
+struct Before {
+    writable: bool,
+    backing: Option<Arc<Node>>,
+    grants: Vec<Grant>,
+    options: String,
+}
+
+impl Image {
+    /// Open it in another way. Requests wait until those before them have ended and it is done;
+    /// the limits of throttles below do not hold them up.
+    ///
+    /// # Errors
+    /// What could not be written back, or the format's own sentence; nothing changed then.
+    pub async fn reopen(&self, change: Change) -> Result<()> {
+        let name = self.files.node_name().to_owned();
+        let backing = self.backing();
+        let _passing: Vec<_> = backing.iter().map(|it| it.drain_throttles()).collect();
+        let _drained = self.gate.drain().await;
+        if self.is_writable() {
+            self.put_away(&name).await?;
+        }
+        let mut plugin = self.plugin.lock().await;
+        let before = self.apply_change(&mut plugin, change);
+        let opened = self.open_again(&mut plugin).await;
+        if opened.is_err() {
+            self.writable.store(before.writable, Ordering::Release);
+            self.backing.store(before.backing);
+            plugin.grants = before.grants;
+            plugin.options = before.options;
+            self.forget(&mut plugin);
+        }
+        drop(plugin);
+        self.forget_freed().await;
+        opened.map_err(|e| control_error(&name, e))
+    }
+
+    /// Writes everything back and leaves the image to somebody else: from now on it is only read,
+    /// as far as it makes sense to whoever looks.
+    ///
+    /// # Errors
+    /// What could not be written back; the image is as it was.
+    pub async fn inactivate(&self) -> Result<()> {
+        let name = self.files.node_name().to_owned();
+        let _drained = self.gate.drain().await;
+        if self.is_writable() {
+            self.put_away(&name).await?;
+        }
+        let mut plugin = self.plugin.lock().await;
+        self.writable.store(false, Ordering::Release);
+        plugin.inactive = true;
+        self.drop_instance(&mut plugin);
+        drop(plugin);
+        self.forget_freed().await;
+        Ok(())
+    }
+
+    /// Takes the image back: looks at what somebody else may have made of it.
+    ///
+    /// # Errors
+    /// The format's own sentence; the image stays inactive.
+    pub async fn activate(&self, writable: bool) -> Result<()> {
+        let name = self.files.node_name().to_owned();
+        let _drained = self.gate.drain().await;
+        let mut plugin = self.plugin.lock().await;
+        self.files.look_again();
+        self.writable.store(writable, Ordering::Release);
+        plugin.inactive = false;
+        let opened = self.open_again(&mut plugin).await;
+        if opened.is_err() {
+            self.writable.store(false, Ordering::Release);
+            plugin.inactive = true;
+            self.forget(&mut plugin);
+        }
+        opened.map_err(|e| control_error(&name, e))
+    }
+
+    fn apply_change(&self, plugin: &mut Plugin, change: Change) -> Before {
+        let before = Before {
+            writable: self.is_writable(),
+            backing: self.backing(),
+            grants: plugin.grants.clone(),
+            options: plugin.options.clone(),
+        };
+        if let Some(writable) = change.writable {
+            self.writable.store(writable, Ordering::Release);
+        }
+        if let Some(options) = change.options {
+            plugin.options = options;
+        }
+        if let Some(backing) = change.backing {
+            let (node, what) = match backing {
+                NewBacking::None => (None, Granted::None),
+                NewBacking::Node(node) => {
+                    let size = node.size();
+                    (Some(node), Granted::Backing(size))
+                }
+            };
+            self.backing.store(node);
+            // Every format with backing nodes calls the child so: `blockdev-add` knows no other.
+            for grant in plugin.grants.iter_mut().filter(|it| it.id == "backing") {
+                grant.what = what;
+            }
+        }
+        before
+    }
+
+    async fn open_again(&self, plugin: &mut Plugin) -> std::result::Result<(), FormatError> {
+        self.forget(plugin);
+        let (instance, call) = self.instantiate(plugin).await?;
+        let geometry = call.value;
+        verify::geometry(&geometry).map_err(FormatError::Fault)?;
+        let same = Geometry {
+            unit: geometry.unit,
+            cluster_size: geometry.cluster_size,
+            ..self.geometry
+        };
+        if same != self.geometry {
+            return Err(FormatError::Refused {
+                code: Errno::Inval,
+                message: "The image has another cluster size now".to_owned(),
+            });
+        }
+        self.size.store(geometry.size, Ordering::Release);
+        let granularity = geometry.zero_granularity;
+        self.zero_granularity.store(granularity, Ordering::Relaxed);
+        let granularity = geometry.discard_granularity;
+        self.discard_granularity
+            .store(granularity, Ordering::Relaxed);
+        plugin.verifier = verify::Verifier::new(self.files.count(), &geometry);
+        self.adopt(plugin, instance, &call).await
+    }
+
+    /// Nothing is known of the image any more; nobody is inside.
+    fn forget(&self, plugin: &mut Plugin) {
+        self.drop_instance(plugin);
+        plugin.freed.clear();
+        plugin.cuts.clear();
+        plugin.verifier = verify::Verifier::new(self.files.count(), &self.expected());
+        self.map
+            .invalidate(ByteRange::between(0, ByteRange::END_MAX));
+        self.decoded.clear();
+    }
+}
