@@ -22,6 +22,22 @@ fn a_null_node_of_negative_size_is_refused() {
 }
 
 #[test]
+fn merging_no_bitmaps_changes_nothing() {
+    let daemon = Daemon::start(&["--blockdev", "null-co,node-name=n"]);
+    let mut qmp = daemon.qmp();
+    qmp.ok("block-dirty-bitmap-add", json!({"node": "n", "name": "b"}));
+    let merge = json!({"node": "n", "target": "b", "bitmaps": []});
+    qmp.ok("block-dirty-bitmap-merge", merge.clone());
+    let action = json!({"type": "block-dirty-bitmap-merge", "data": merge});
+    qmp.ok("transaction", json!({"actions": [action]}));
+    let merge = json!({"node": "n", "target": "nosuch", "bitmaps": []});
+    assert_eq!(
+        qmp.err("block-dirty-bitmap-merge", merge),
+        "Dirty bitmap 'nosuch' not found"
+    );
+}
+
+#[test]
 fn an_iothread_in_use_is_not_deleted() {
     let daemon = Daemon::start(&[
         "--object",

@@ -13,6 +13,7 @@ use outport_block::{IoThread, Node};
 use tokio::sync::Notify;
 
 use crate::access::Access;
+use crate::reads::Reads;
 use crate::stats::{ExportStats, ExportTotals, Shards};
 
 /// What `block-export-add` says of any export.
@@ -36,6 +37,8 @@ pub struct ExportOptions {
     pub contexts: Vec<ExportContext>,
     /// Who is asked about clients.
     pub access: Access,
+    /// What clients may read.
+    pub reads: Reads,
 }
 
 /// A metadata context on offer.
@@ -308,6 +311,7 @@ mod tests {
             clients_max: 2,
             contexts: Vec::new(),
             access: Access::default(),
+            reads: Reads::default(),
         };
         let iothread = IoThread::start("t").unwrap();
         Export::new(

@@ -11,9 +11,11 @@ pub mod fuse;
 pub mod lease;
 pub mod nbd;
 mod pool;
+pub mod reads;
 pub mod stats;
 
 pub use access::{Access, Policies, PolicyTotals};
 pub use export::{Export, ExportContext, ExportHold, ExportOptions, ExportUser, NoEntry};
 pub use lease::Lease;
+pub use reads::Reads;
 pub use stats::{ExportStats, ExportTotals};

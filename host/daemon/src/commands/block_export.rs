@@ -6,7 +6,7 @@ use std::sync::Arc;
 use outport_block::bitmap::{DirtyBitmapContext, Held};
 use outport_block::metacontext::{AllocationDepth, ContextProvider};
 use outport_block::{IoThread, Node};
-use outport_export::{Access, Export, ExportContext, ExportOptions};
+use outport_export::{Access, Export, ExportContext, ExportOptions, Reads};
 use outport_qmp::Error;
 use outport_qmp::error::is_identifier;
 use outport_qmp::types::Empty;
@@ -180,6 +180,7 @@ async fn check_and_add(
         multi_conn: true,
         clients_max: 0,
         contexts: Vec::new(),
+        reads: Reads::default(),
         access: Access::new(&daemon.policies, options.authz, false),
     };
     let bypassed = matches!(&options.branch, BlockExportBranch::Fuse(fuse)
@@ -279,6 +280,7 @@ fn offer_nbd(
         )));
     }
     let (contexts, held) = contexts(daemon, node, nbd, wanted.writable, brought)?;
+    let reads = reads(nbd, wanted.writable, &held)?;
     let clients_max = nbd.max_connections.unwrap_or(0);
     let export = Export::new(
         node.clone(),
@@ -289,12 +291,33 @@ fn offer_nbd(
             multi_conn: server.options().max_connections != 1 && clients_max != 1,
             clients_max,
             contexts,
+            reads,
             ..wanted
         },
         threads,
     );
     daemon.nbd.offer(nbd.server.as_deref(), export.clone())?;
     Ok((export, held))
+}
+
+/// What clients may read, and what becomes of it.
+///
+/// # Errors
+/// The options do not fit what is exported.
+fn reads(nbd: &BlockExportOptionsNbd, writable: bool, held: &[Held]) -> Result<Reads, Error> {
+    let restricted = nbd.restrict_reads.unwrap_or(false);
+    if restricted && held.is_empty() {
+        return Err(Error::generic("'restrict-reads' needs 'bitmaps'"));
+    }
+    let discard = nbd.discard_after_read.unwrap_or(false);
+    if discard && !writable {
+        return Err(Error::generic(
+            "'discard-after-read' needs a writable export",
+        ));
+    }
+    let bitmaps = held.iter().map(|held| held.bitmap().clone());
+    let within = restricted.then(|| bitmaps.collect());
+    Ok(Reads { within, discard })
 }
 
 /// The contexts that an export offers, with QEMU's ids: 1 is the depth, bitmaps begin at 2, those

@@ -176,6 +176,13 @@ fn read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange, ou
     // The check bounds a read by the maximum payload, which fits 32 bits.
     let len = range.len() as u32;
     let node = export.node();
+    let reads = &export.options().reads;
+    if !reads.permit(range) {
+        return fail(shared, to, checked.operation, Errno::Perm, out);
+    }
+    if reads.discard {
+        return spawn_read(shared, to, checked, range);
+    }
     if to.mode() != ReplyMode::Simple && (node.is_known_zero(range) || is_hole(node, range)) {
         out.bytes(|bytes| {
             to.hole(range.offset(), len, true, bytes);
@@ -252,9 +259,16 @@ fn spawn_read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRan
     let task = Task::begin(shared, checked.length, checked.operation);
     tokio::task::spawn_local(async move {
         let buf = pool::take(range.len() as usize);
-        let node = task.0.user.export().node();
+        let export = task.0.user.export();
         let mut head = Vec::with_capacity(super::reply::DATA_HEADER_MAX);
-        match node.read(range.offset(), buf).await {
+        let read = async {
+            let buf = export.node().read(range.offset(), buf).await?;
+            if export.options().reads.discard {
+                export.node().discard(range).await?;
+            }
+            Ok(buf)
+        };
+        match read.await {
             Ok(buf) => {
                 to.data(range.offset(), range.len() as u32, true, &mut head);
                 task.reply(Reply {

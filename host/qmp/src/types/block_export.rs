@@ -177,6 +177,11 @@ qapi! {
         allocation_depth: Option<bool> = "allocation-depth",
         /// Further metadata contexts, from plugins (ours).
         metadata_contexts: Option<Vec<MetadataContextRef>> = "metadata-contexts",
+        /// Whether reads are refused but where one of `bitmaps` is dirty (ours).
+        restrict_reads: Option<bool> = "restrict-reads",
+        /// Whether the node gives up what a client has read: for temporary copies that are read
+        /// once. The export must be writable (ours).
+        discard_after_read: Option<bool> = "discard-after-read",
         /// Id of the NBD server; the default one if absent (ours).
         server: Option<String>,
         /// Clients at a time; absent or 0: as many as the server takes (ours).
