@@ -41,6 +41,8 @@ pub(crate) struct History {
     node: String,
     format: &'static str,
     folder: tempfile::TempDir,
+    /// How many images lie below.
+    depth: u64,
     steps: Vec<Step>,
     bitmaps: Vec<String>,
 }
@@ -51,11 +53,13 @@ impl History {
         let folder = tempfile::tempdir().unwrap();
         let mut size = rng.between(2, 6 * KIB * 2) * 512;
         let format = if rng.one_in(4) { "raw" } else { "qcow2" };
-        make_layers(&mut rng, folder.path(), format, size);
+        let depth = if format == "qcow2" { rng.below(3) } else { 0 };
+        make_layers(&mut rng, folder.path(), format, size, depth);
         let mut history = Self {
             node: format!("n{seed}"),
             format,
             folder,
+            depth,
             steps: Vec::new(),
             bitmaps: Vec::new(),
         };
@@ -145,10 +149,12 @@ impl History {
         let image = daemon.path(&format!("{node}.img"));
         std::fs::copy(self.folder.path().join("top"), &image).unwrap();
         let file = json!({"driver": "file", "filename": image, "discard": "unmap"});
-        daemon.qmp.ok(
-            "blockdev-add",
-            json!({"driver": self.format, "node-name": node, "file": file, "discard": "unmap"}),
-        );
+        let mut options =
+            json!({"driver": self.format, "node-name": node, "file": file, "discard": "unmap"});
+        if self.format == "qcow2" {
+            options["backing"] = self.backing();
+        }
+        daemon.qmp.ok("blockdev-add", options);
         let mut client = None;
         let mut said = Vec::new();
         for step in &self.steps {
@@ -165,6 +171,15 @@ impl History {
         daemon.qmp.ok("blockdev-del", json!({"node-name": node}));
         std::fs::remove_file(image).unwrap();
         Seen(said)
+    }
+
+    /// The chain below, in full: outportd opens no file because an image names it.
+    fn backing(&self) -> Value {
+        (0..self.depth).fold(Value::Null, |below, layer| {
+            let path = self.folder.path().join(format!("l{layer}"));
+            let file = json!({"driver": "file", "filename": path});
+            json!({"driver": "qcow2", "read-only": true, "file": file, "backing": below})
+        })
     }
 
     fn step(
@@ -263,9 +278,8 @@ fn hang_up(daemon: &mut Daemon, node: &str, client: Option<Client>) {
     }
 }
 
-/// `top` in the folder, over up to two backing images.
-fn make_layers(rng: &mut Rng, folder: &Path, format: &str, size: u64) {
-    let depth = if format == "qcow2" { rng.below(3) } else { 0 };
+/// `top` in the folder, over so many backing images.
+fn make_layers(rng: &mut Rng, folder: &Path, format: &str, size: u64, depth: u64) {
     let mut below: Option<PathBuf> = None;
     for layer in 0..=depth {
         let path = folder.join(match layer {

@@ -411,7 +411,10 @@ struct Negotiated {
 
 async fn negotiate(fd: OwnedFd, mut visitor: Visitor<'_>) -> Result<Negotiated, String> {
     let fd = connection::register(fd).map_err(|e| e.to_string())?;
-    let mut haggle = Haggle::new(Config::default());
+    let mut haggle = Haggle::new(Config {
+        extended_headers: true,
+        ..Config::default()
+    });
     let mut input: Vec<u8> = Vec::new();
     let mut chunk = [0; 4096];
     loop {
