@@ -4,7 +4,7 @@ A target is (measure, peer, bound): ours must reach at least `bound` times the p
 most `bound` times its CPU time per operation. The peer "raw" means our own figure of another row.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Row:
     load: tuple = ()  # arguments of nbd-load
     pin: str = "each"  # one: both on CPU 0; each: server 0, client 1; both: unpinned
     transport: str = "unix"
-    client: str = "nbd-load"  # nbd-load, nbdcopy, fio, start, authz, idle
+    client: str = "nbd-load"  # nbd-load, nbdcopy, fio, start, authz, idle, status
+    bitmap: int = 0  # granularity of a dirty bitmap that records from the start; 0: none
     unit: str = "iops"  # iops, MB/s, ms, us, MiB
     iothreads: int = 0
     targets: tuple = field(default_factory=tuple)
@@ -139,6 +140,11 @@ ROWS = [
     random_4k("write", "write", 32, "one"),
     random_4k("write", "write", 32, "each", rate(QSD, 1.6), quick=True),
     random_4k("write", "write", 32, "both", connections=4),
+    replace(random_4k("write", "write", 32, "each", rate("write-4k-write-qd32-each", 0.97)),
+            id="write-4k-write-tracked", bitmap=64 << 10,
+            title="write: 4k random write, qd32, with a dirty bitmap"),
+    Row("bitmap-status", "dirty bitmap of a million extents, asked for whole", "null",
+        client="status", unit="maps/s", bitmap=512, targets=(rate(QSD, 1), cpu(QSD, 0.2))),
     sequential("write", "write", "256k", "each", rate(QSD, 1.7), quick=True),
     sequential("write", "write", "1M", "each"),
     random_4k("direct-write", "write", 32, "each"),

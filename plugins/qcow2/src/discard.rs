@@ -141,8 +141,9 @@ impl Qcow2 {
             }
             Cluster::Standard { host, sub } => (host, sub),
         };
-        if host.is_none() && sub == Subclusters::default() && !self.has_backing() {
-            return Some(old); // reads as zeroes already
+        let told = kind != DiscardKind::Discard && self.coding.can_zero();
+        if host.is_none() && sub == Subclusters::default() && !self.has_backing() && !told {
+            return Some(old); // reads as zeroes already, and cannot or need not say so
         }
         let keep = busy || kind == DiscardKind::ZeroKeep || self.options.discard_no_unref;
         let keep = keep && host.is_some_and(|h| h.copied) && self.coding.can_zero();

@@ -83,7 +83,6 @@ fn conversation(server: Server) -> Vec<Reply> {
     let chosen = cmd_flag::PAYLOAD_LEN;
     // Effects of more than 4 GiB, and what they leave.
     ask(0, cmd::WRITE_ZEROES, 1 << 30, 5 << 30, &[]);
-    ask(0, cmd::CACHE, 0, 5 << 30, &[]);
     ask(0, status, 0, SIZE, &[]);
     ask(cmd_flag::REQ_ONE, status, 0, SIZE, &[]);
     // Writes say that they have a payload.

@@ -63,7 +63,10 @@ impl CopyOnRead {
         while at < end {
             let status = self.child.status(ByteRange::between(at, end)).await?;
             let part = ByteRange::between(at, end.min(at + status.len));
-            let wanted = status.depth > 1 && self.depth_max.is_none_or(|max| status.depth <= max);
+            // Behind the end of the backing image there is nothing to keep.
+            let past_end = image.backing().is_some_and(|below| at >= below.size());
+            let deep = status.depth > 1 && !past_end;
+            let wanted = deep && self.depth_max.is_none_or(|max| status.depth <= max);
             if wanted {
                 image.copy_up_whole(part).await?;
             }

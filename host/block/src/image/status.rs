@@ -22,9 +22,10 @@ impl Image {
                 Status { data: true, ..here }
             }
             Place::Zero => Status { zero: true, ..here },
+            // With a backing image: behind its end. As in QEMU these zeroes count as its own.
             Place::Hole => Status {
                 zero: true,
-                depth: 0,
+                depth: if self.backing().is_some() { 2 } else { 0 },
                 ..here
             },
             Place::Backing(offset) => match self.backing() {
@@ -38,7 +39,7 @@ impl Image {
                     if inside == 0 {
                         return Ok(Status {
                             zero: true,
-                            depth: 0,
+                            depth: 2,
                             ..here
                         });
                     }
