@@ -150,7 +150,8 @@ class Run:
         path = self.images.prepare(row.image)
         with Running(peer, row, path, self.args.size, self.folder) as server:
             measure = {"nbd-load": self.by_load, "nbdcopy": self.by_nbdcopy, "fio": self.by_fio,
-                       "start": self.start, "authz": self.authz, "idle": self.idle}[row.client]
+                       "start": self.start, "authz": self.authz, "idle": self.idle,
+                       "status": self.by_status}[row.client]
             return measure(row, server)
 
     def by_load(self, row, server):
@@ -183,6 +184,21 @@ class Run:
         read = json.loads(said[said.index("{"):])["jobs"][0]["read"]
         cpu = (server.cpu_seconds() - before) * 1e6 / max(1, read["total_ios"])
         return {"rate": read["iops"], "cpu": cpu}
+
+    def by_status(self, row, server):
+        """Every second granule of the node is dirty; the map of all of it is asked for."""
+        need("nbdinfo")
+        self.client(row, [self.args.load, *server.load_address(), "--export", "x", "--pid",
+                          str(server.pid), "--op", "write", "--bs", "512", "--stride", "1k",
+                          "--qd", "64", "--order", "once"])
+        export = {"type": "nbd", "id": "y", "node-name": "n", "name": "y", "writable": True}
+        server.qmp("block-export-add", bitmaps=["b"], **export)
+        before, start, maps = server.cpu_seconds(), time.monotonic(), 5
+        for _ in range(maps):
+            self.client(row, ["nbdinfo", "--map=qemu:dirty-bitmap:b", "--totals",
+                              server.uri("y")])
+        cpu = (server.cpu_seconds() - before) * 1e6 / maps
+        return {"rate": maps / (time.monotonic() - start), "cpu": cpu}
 
     def start(self, _row, server):
         return {"rate": server.first_byte_ms}

@@ -94,8 +94,17 @@ class Running:
             os.unlink(self.socket)
         address = self.socket if row.transport == "unix" else self.port
         self.monitor = os.path.join(scratch, "q.sock") if row.client == "authz" else None
+        if row.bitmap and peer.id == "nbdkit":
+            raise Unavailable("it has no dirty bitmaps")
+        self.bitmap = row.bitmap
         argv = peer.argv(row.image, path, size, row.transport, address, row.iothreads,
                          self.monitor)
+        if row.bitmap:
+            self.monitor = os.path.join(scratch, "q.sock")
+            if os.path.exists(self.monitor):
+                os.unlink(self.monitor)
+            argv += ["--chardev", f"socket,id=m,path={self.monitor},server=on,wait=off",
+                     "--monitor", "m"]
         cpus = range(os.cpu_count()) if row.pin == "both" else [0]
         self.started = time.monotonic()
         self.errors = open(os.path.join(scratch, "server.err"), "w+b")
@@ -107,6 +116,8 @@ class Running:
     def __enter__(self):
         try:
             self.first_byte_ms = self._first_byte()
+            if self.bitmap:
+                self.qmp("block-dirty-bitmap-add", node="n", name="b", granularity=self.bitmap)
         except BaseException:
             self.__exit__()
             raise
@@ -122,10 +133,23 @@ class Running:
                     pass
         self.errors.close()
 
-    def uri(self):
+    def qmp(self, command, **arguments):
+        """One command over a monitor connection of its own."""
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.connect(self.monitor)
+            lines = stream.makefile("rw")
+            lines.readline()
+            for name, values in (("qmp_capabilities", {}), (command, arguments)):
+                lines.write(json.dumps({"execute": name, "arguments": values}) + "\n")
+                lines.flush()
+                while "return" not in (answer := json.loads(lines.readline())):
+                    if "error" in answer:
+                        raise RuntimeError(f"{name}: {answer['error']['desc']}")
+
+    def uri(self, name="x"):
         if self.port:
-            return f"nbd://127.0.0.1:{self.port}/x"
-        return f"nbd+unix:///x?socket={self.socket}"
+            return f"nbd://127.0.0.1:{self.port}/{name}"
+        return f"nbd+unix:///{name}?socket={self.socket}"
 
     def load_address(self):
         return ["--tcp", f"127.0.0.1:{self.port}"] if self.port else ["--unix", self.socket]

@@ -150,7 +150,8 @@ impl Qcow2 {
         if kind == DiscardKind::Discard && !keep {
             return Some(match host {
                 None => old,
-                Some(_) if self.has_backing() => zeroes,
+                // Like QEMU: allocated, without content, where the image can say so.
+                Some(_) if self.has_backing() || self.coding.can_zero() => zeroes,
                 Some(_) => Cluster::UNALLOCATED,
             });
         }

@@ -102,7 +102,7 @@ fn conversation(server: Server) -> Vec<Reply> {
         ask(chosen, status, 0, payload.len() as u64, &payload);
     }
     ask(0, cmd::WRITE_ZEROES, SIZE - 512, 1024, &[]);
-    ask(0, status, 0, 1 << 20, &[]);
+    ask(cmd_flag::REQ_ONE, status, 0, 1 << 20, &[]);
     all
 }
 
