@@ -8,7 +8,7 @@
 
 Peers are interleaved (round, then row, then peer), server and client are pinned, images are warm
 and checked to be, and the server's CPU time per operation stands beside every rate. Needs
-nbd-load of this package; names what it could not measure.
+nbd-load and vhost-load of this package; names what it could not measure.
 """
 
 import argparse
@@ -76,6 +76,8 @@ def parse():
     parser.add_argument("--peers", default="qsd-uring,qsd-threads,nbdkit")
     parser.add_argument("--load", type=os.path.abspath, help="nbd-load",
                         default=os.path.join(release, "nbd-load"))
+    parser.add_argument("--vhost-load", type=os.path.abspath, help="vhost-load",
+                        default=os.path.join(release, "vhost-load"))
     parser.add_argument("--json", help="write every figure to this file")
     args = parser.parse_args()
     args.rounds = args.rounds or (1 if args.quick else 3)
@@ -93,8 +95,9 @@ def choose(args):
 
 
 def preflight(args, peers, missing):
-    if not os.access(args.load, os.X_OK):
-        sys.exit(f"{args.load} is missing: cargo build --release -p outport-tests")
+    for load in (args.load, args.vhost_load):
+        if not os.access(load, os.X_OK):
+            sys.exit(f"{load} is missing: cargo build --release -p outport-tests")
     for tool in ("taskset", "qemu-img"):
         if not shutil.which(tool):
             sys.exit(f"{tool} is missing")
@@ -149,13 +152,23 @@ class Run:
             raise Unavailable(self.no_direct)
         path = self.images.prepare(row.image)
         with Running(peer, row, path, self.args.size, self.folder) as server:
-            measure = {"nbd-load": self.by_load, "nbdcopy": self.by_nbdcopy, "fio": self.by_fio,
-                       "start": self.start, "authz": self.authz, "idle": self.idle,
+            measure = {"nbd-load": self.by_load, "vhost-load": self.by_vhost_load,
+                       "nbdcopy": self.by_nbdcopy, "fio": self.by_fio, "start": self.start,
+                       "authz": self.authz, "idle": self.idle,
                        "status": self.by_status}[row.client]
             return measure(row, server)
 
     def by_load(self, row, server):
         said = self.client(row, [self.args.load, *server.load_address(), "--export", "x",
+                                 "--pid", str(server.pid), "--seconds", str(self.args.seconds),
+                                 *row.load])
+        sample = json.loads(said)
+        sample["rate"] = sample["mb_per_s" if row.unit == "MB/s" else "iops"]
+        sample["cpu"] = sample["server_cpu_us_per_op"]
+        return sample
+
+    def by_vhost_load(self, row, server):
+        said = self.client(row, [self.args.vhost_load, "--unix", server.socket,
                                  "--pid", str(server.pid), "--seconds", str(self.args.seconds),
                                  *row.load])
         sample = json.loads(said)

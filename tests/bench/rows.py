@@ -22,7 +22,7 @@ class Row:
     load: tuple = ()  # arguments of nbd-load
     pin: str = "each"  # one: both on CPU 0; each: server 0, client 1; both: unpinned
     transport: str = "unix"
-    client: str = "nbd-load"  # nbd-load, nbdcopy, fio, start, authz, idle, status
+    client: str = "nbd-load"  # nbd-load, vhost-load, nbdcopy, fio, start, authz, idle, status
     bitmap: int = 0  # granularity of a dirty bitmap that records from the start; 0: none
     unit: str = "iops"  # iops, MB/s, ms, us, MiB
     iothreads: int = 0
@@ -93,6 +93,26 @@ def allocating(stride, title, *targets, quick=False):
     )
 
 
+def vhost(image, op, depth, *targets, queues=1, size="4k", quick=False):
+    order = "random" if size == "4k" else "sequential"
+    load = ("--op", op, "--bs", size, "--qd", str(depth), "--queues", str(queues),
+            "--order", order)
+    deep = f"{queues}x{depth}" if queues > 1 else f"qd{depth}"
+    return Row(
+        id=f"vhost-{image}-{size}-{op}-{deep}",
+        title=f"vhost-user-blk, {image}: {size} {order} {op}, {deep}",
+        image=image,
+        load=load,
+        pin="both" if queues > 1 else "each",
+        transport="vhost-user",
+        client="vhost-load",
+        unit="iops" if size == "4k" else "MB/s",
+        iothreads=min(queues, 2),
+        targets=targets,
+        quick=quick,
+    )
+
+
 QSD, KIT = "qsd-uring", "nbdkit"
 
 ROWS = [
@@ -124,6 +144,20 @@ ROWS = [
     random_4k("qcow2", "read", 32, "both", connections=4),
     sequential("qcow2", "read", "256k", "each"),
     sequential("qcow2", "read", "1M", "each"),
+    vhost("null", "read", 1),
+    vhost("null", "read", 32, quick=True),
+    vhost("null", "read", 128),
+    vhost("raw", "read", 1),
+    vhost("raw", "read", 32, rate(QSD, 1.5), cpu(QSD, 0.6), quick=True),
+    vhost("raw", "read", 128),
+    vhost("raw", "read", 32, queues=2),
+    vhost("raw", "read", 32, queues=4),
+    vhost("raw", "read", 8, size="128k"),
+    vhost("direct", "read", 1),
+    vhost("direct", "read", 32),
+    vhost("direct", "read", 128),
+    vhost("qcow2", "read", 32, quick=True),
+    vhost("qcow2", "read", 128),
     Row("nbdcopy-raw", "raw: whole image by nbdcopy", "raw", client="nbdcopy", unit="MB/s",
         quick=True),
     Row("nbdcopy-qcow2", "qcow2: whole image by nbdcopy", "qcow2", client="nbdcopy", unit="MB/s"),
@@ -149,6 +183,14 @@ ROWS = [
     sequential("write", "write", "1M", "each"),
     random_4k("direct-write", "write", 32, "each"),
     random_4k("qcow2-write", "write", 32, "each"),
+    vhost("null", "write", 32),
+    vhost("write", "write", 1),
+    vhost("write", "write", 32, quick=True),
+    vhost("write", "write", 128),
+    vhost("write", "write", 32, queues=2),
+    vhost("write", "write", 8, size="128k"),
+    vhost("direct-write", "write", 32),
+    vhost("qcow2-write", "write", 32, cpu(QSD, 0.5), quick=True),
     allocating("4k", "4k writes, each block once", rate(QSD, 1.5)),
     allocating("64k", "4k writes, each to a new cluster", rate(QSD, 1.5), quick=True),
     Row("sparse-1M-write-each", "qcow2 sparse: 1M writes, each block once", "sparse", unit="MB/s",
@@ -159,6 +201,5 @@ ROWS = [
 NOT_HERE = [
     ("TLS 4k and 256k reads", "the load client speaks no TLS, and fio's and nbdcopy's cost hides "
      "the server's"),
-    ("vhost-user-blk", "needs a virtio front-end (a guest, or libblkio)"),
     ("FUSE", "has a script of its own, fuse.py: the client is fio on a mounted file"),
 ]

@@ -45,6 +45,10 @@ class Peer:
             node = f"qcow2,node-name=n,file.driver=file,{dotted},discard=unmap"
         else:
             node = f"file,node-name=n,{file}"
+        if transport == "vhost-user":
+            return [self.program, *self._iothreads(iothreads), "--blockdev", node, "--export",
+                    f"vhost-user-blk,id=e,node-name=n,writable=on,num-queues=4,"
+                    f"addr.type=unix,addr.path={address}{self._export_threads(iothreads)}"]
         if transport == "unix":
             listen = f"addr.type=unix,addr.path={address}"
         else:
@@ -58,7 +62,21 @@ class Peer:
                 export += f",iothread.{number}=io{number}"
         return argv + ["--blockdev", node, "--nbd-server", listen, "--export", export]
 
+    def _iothreads(self, count):
+        return [word for number in range(count)
+                for word in ("--object", f"iothread,id=io{number}")]
+
+    def _export_threads(self, count):
+        if count == 0:
+            return ""
+        if self.id == "ours":
+            return "".join(f",iothread.{number}=io{number}" for number in range(count))
+        # QSD serves all queues of a device on one.
+        return ",iothread=io0"
+
     def _nbdkit(self, image, path, size, transport, address):
+        if transport == "vhost-user":
+            raise Unavailable("it has no vhost-user-blk")
         if image.startswith("direct"):
             raise Unavailable("its file plugin has no O_DIRECT")
         if image.startswith(("qcow2", "sparse")):
@@ -92,7 +110,8 @@ class Running:
         self.port = free_port() if row.transport == "tcp" else None
         if os.path.exists(self.socket):
             os.unlink(self.socket)
-        address = self.socket if row.transport == "unix" else self.port
+        self.transport = row.transport
+        address = self.port or self.socket
         self.monitor = os.path.join(scratch, "q.sock") if row.client == "authz" else None
         if row.bitmap and peer.id == "nbdkit":
             raise Unavailable("it has no dirty bitmaps")
@@ -197,6 +216,11 @@ class Running:
             return answer["return"]
 
     def _read_512(self):
+        if self.transport == "vhost-user":
+            # Connecting is enough: the export listens when it is ready.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.connect(self.socket)
+            return
         family = socket.AF_INET if self.port else socket.AF_UNIX
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.settimeout(10)

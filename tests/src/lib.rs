@@ -6,6 +6,7 @@
 //!     .start()
 //! daemon.qmp.ok("block-export-add", ..)   control, over its QMP socket
 //! nbd::Haggle / nbd::Client               data, byte by byte
+//! vhost_user::FrontEnd, Blk               the same for a guest's disk
 //! TempImage, checksum, Rng                what is served, and what it must read as
 //! qemu_img, run, requires                 other people's tools, as oracles
 //! proc_stats, eventually                  what the process costs, and waiting without sleeping
@@ -21,6 +22,7 @@ mod process;
 mod qmp;
 mod rng;
 mod tools;
+pub mod vhost_user;
 mod wait;
 
 pub use daemon::{Builder, Daemon, Server};

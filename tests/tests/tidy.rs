@@ -96,7 +96,7 @@ const NEVER: [(&str, &[&str]); 2] = [
 ];
 
 /// Where `unsafe` may stand, each for what safe code cannot say. A folder's name ends in '/'.
-const UNSAFE_FILES: [(&str, &str); 6] = [
+const UNSAFE_FILES: [(&str, &str); 8] = [
     (
         "host/block/src/engine/",
         "io_uring submissions and the buffers they own",
@@ -110,6 +110,10 @@ const UNSAFE_FILES: [(&str, &str); 6] = [
         "mounting, and the ioctls of /dev/fuse",
     ),
     (
+        "host/export/src/vhost_user/memory.rs",
+        "memory that guests share with us",
+    ),
+    (
         "host/plugin/src/cache.rs",
         "native code from the daemon's own build and cache",
     ),
@@ -120,6 +124,10 @@ const UNSAFE_FILES: [(&str, &str); 6] = [
     (
         "tests/src/bin/nbd-load/",
         "poll and CPU clocks of another process",
+    ),
+    (
+        "tests/src/bin/vhost-load/disk.rs",
+        "buffers that the server fills",
     ),
 ];
 

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::bitmap::{Mark, NodeBitmaps};
 use crate::engine::background::Finish;
-use crate::engine::buffer::{Buf, IoMem};
+use crate::engine::buffer::{Buf, IoMem, Iov, SharedMem};
 use crate::file::HostFile;
 use crate::filter::blkdebug::Event;
 use crate::filter::throttle::Undrain;
@@ -174,46 +174,74 @@ impl Node {
     /// Read without waiting; `None`: it would wait. Bytes past the end are
     /// zero.
     pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<std::result::Result<(), Errno>> {
+        Iov::fill(buf, |iov| self.try_read_iov(offset, iov))
+    }
+
+    /// The same into pieces, which may be a guest's.
+    pub fn try_read_iov(
+        &self,
+        offset: u64,
+        iov: Iov<'_>,
+    ) -> Option<std::result::Result<(), Errno>> {
         match &self.kind {
-            Kind::File(file) => file.try_read(offset, buf),
+            Kind::File(file) => file.try_read(offset, iov),
             Kind::Raw(raw) => {
                 let window = raw.now();
                 let offset = window.offset.checked_add(offset)?;
-                window.child.try_read(offset, buf)
+                window.child.try_read_iov(offset, iov)
             }
             Kind::Null { .. } => {
-                buf.fill(0);
+                iov.fill_zero();
                 Some(Ok(()))
             }
-            Kind::Filter(filter) => filter.try_read(offset, buf),
-            Kind::Image(image) => image.try_read(offset, buf),
+            Kind::Filter(filter) => filter.try_read(offset, iov),
+            Kind::Image(image) => image.try_read(offset, iov),
             Kind::Remote(_) => None,
         }
     }
 
     /// Write without waiting; `None`: it would wait, or needs space.
     pub fn try_write(&self, offset: u64, buf: &[u8]) -> Option<std::result::Result<(), Errno>> {
+        Iov::drain(buf, |iov| self.try_write_iov(offset, iov))
+    }
+
+    /// The same from pieces, which may be a guest's.
+    pub fn try_write_iov(
+        &self,
+        offset: u64,
+        iov: Iov<'_>,
+    ) -> Option<std::result::Result<(), Errno>> {
         if self.refuses_writes() {
             return Some(Err(Errno::Perm));
         }
-        self.note_write(offset, buf.len() as u64);
+        self.note_write(offset, iov.len() as u64);
         let written = match &self.kind {
-            Kind::File(file) => file.try_write(offset, buf),
+            Kind::File(file) => file.try_write(offset, iov),
             Kind::Raw(raw) => {
                 let window = raw.now();
                 let offset = window.offset.checked_add(offset)?;
-                window.child.try_write(offset, buf)
+                window.child.try_write_iov(offset, iov)
             }
             Kind::Null { .. } => Some(Ok(())),
-            Kind::Filter(filter) => filter.try_write(offset, buf),
-            Kind::Image(image) => image.try_write(offset, buf),
+            Kind::Filter(filter) => filter.try_write(offset, iov),
+            Kind::Image(image) => image.try_write(offset, iov),
             Kind::Remote(_) => None,
         };
         if written.is_some() {
-            let end = offset.saturating_add(buf.len() as u64);
+            let end = offset.saturating_add(iov.len() as u64);
             self.bitmaps.mark(ByteRange::between(offset, end));
         }
         written
+    }
+
+    /// Fill memory that others see from `offset`.
+    pub fn read_shared(&self, offset: u64, mem: &SharedMem) -> NodeFuture<'_, ()> {
+        self.read_mem(offset, mem.io())
+    }
+
+    /// Write memory that others see. `fua`: durable when done.
+    pub fn write_shared(&self, offset: u64, mem: &SharedMem, fua: bool) -> NodeFuture<'_, ()> {
+        self.write_mem(offset, mem.io(), fua)
     }
 
     /// Fill the buffer from `offset`; gives it back.

@@ -277,13 +277,17 @@ impl Exports {
 
     /// Cuts an export off; it is gone now if nobody is inside.
     fn shut_down(&self, daemon: &Daemon, export: &Arc<Export>) {
-        let server = {
+        let (kind, server) = {
             let list = self.list.borrow();
             let mut entries = list.iter();
             let entry = entries.find(|entry| entry.export.id() == export.id());
-            entry.and_then(|entry| entry.server.clone())
+            entry.map_or((None, None), |entry| {
+                (Some(entry.kind), entry.server.clone())
+            })
         };
-        daemon.nbd.withdraw(server.as_deref(), export.name());
+        if kind == Some(BlockExportType::Nbd) {
+            daemon.nbd.withdraw(server.as_deref(), export.name());
+        }
         export.shut_down();
         let drained = export.node().drain_throttles();
         let mut list = self.list.borrow_mut();

@@ -5,8 +5,9 @@
 //! the export was shut down and the last of them (with the requests that they
 //! still have in flight) has left.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outport_block::metacontext::ContextProvider;
 use outport_block::{IoThread, Node};
@@ -72,7 +73,20 @@ pub struct Export {
     cut: Notify,
     left: Notify,
     resized: Notify,
+    at_shut_down: Hooks,
     stats: Shards,
+}
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// What is done when the export is shut down.
+#[derive(Default)]
+struct Hooks(Mutex<Vec<Hook>>);
+
+impl fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hooks")
+    }
 }
 
 impl Export {
@@ -92,6 +106,7 @@ impl Export {
             cut: Notify::new(),
             left: Notify::new(),
             resized: Notify::new(),
+            at_shut_down: Hooks::default(),
             stats: Shards::default(),
         })
     }
@@ -163,12 +178,32 @@ impl Export {
         &self.iothreads[turn % self.iothreads.len()]
     }
 
+    /// Its iothreads, at least one.
+    #[must_use]
+    pub fn iothreads(&self) -> &[IoThread] {
+        &self.iothreads
+    }
+
+    /// Do this when the export is shut down, before [`Export::gone`] can resolve.
+    pub fn at_shut_down(&self, hook: Box<dyn FnOnce() + Send>) {
+        self.hooks().push(hook);
+    }
+
     /// No client enters any more, and those inside are cut off. Their requests
     /// in flight finish; [`Export::gone`] waits for them.
     pub fn shut_down(&self) {
         self.shutting_down.store(true, Ordering::SeqCst);
+        let hooks = std::mem::take(&mut *self.hooks());
+        for hook in hooks {
+            hook();
+        }
         self.cut.notify_waiters();
         self.left.notify_waiters();
+    }
+
+    fn hooks(&self) -> MutexGuard<'_, Vec<Hook>> {
+        let hooks = self.at_shut_down.0.lock();
+        hooks.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Was it shut down, and has everyone left?

@@ -55,6 +55,12 @@ impl Lease {
         lease
     }
 
+    /// May the session write?
+    #[must_use]
+    pub const fn may_write(&self) -> bool {
+        self.writable
+    }
+
     /// Resolves when the session is to end.
     pub async fn ended(&self) {
         // The sender is ours: there is no error to wait for.

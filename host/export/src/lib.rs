@@ -13,6 +13,7 @@ pub mod nbd;
 mod pool;
 pub mod reads;
 pub mod stats;
+pub mod vhost_user;
 
 pub use access::{Access, Policies, PolicyTotals};
 pub use export::{Export, ExportContext, ExportHold, ExportOptions, ExportUser, NoEntry};

@@ -320,3 +320,55 @@ fn authz_rules() {
     ]);
     run("authz_rules", &seeds, outport_plugin_authz_list::fuzzing::rules);
 }
+
+#[test]
+fn vhost_user_message() {
+    let message = |request: u32, payload: &[u8], fds: u8| {
+        let words = [request, 9, payload.len() as u32];
+        let mut out = words.map(u32::to_ne_bytes).concat();
+        out.push(fds);
+        out.extend_from_slice(payload);
+        out
+    };
+    let seeds = [
+        message(5, &[&[1, 0, 0, 0, 0, 0, 0, 0][..], &[7; 32]].concat(), 1),
+        message(9, &[3; 40], 0),
+        message(12, &[1, 1, 0, 0, 0, 0, 0, 0], 0),
+        message(24, &[0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4], 0),
+        message(32, &[1; 24], 1),
+        message(37, &[0; 40], 1),
+    ];
+    run("vhost_user_message", &seeds, outport_export::vhost_user::fuzzing::message);
+}
+
+/// Guest memory with one read request in it, for a ring of this kind.
+fn guest_memory(kind: u8) -> Vec<u8> {
+    let packed = kind & 1 != 0;
+    let mut memory = vec![0; 0x4000];
+    let buffers: [(u64, u32, u16); 3] = [(0x2000, 16, 1), (0x3000, 512, 3), (0x2010, 1, 2)];
+    for (n, (addr, len, flags)) in buffers.into_iter().enumerate() {
+        let (third, fourth) = if packed {
+            (5, flags | 1 << 7)
+        } else {
+            (flags, n as u16 + 1)
+        };
+        let at = n * 16;
+        memory[at..at + 8].copy_from_slice(&addr.to_le_bytes());
+        memory[at + 8..at + 12].copy_from_slice(&len.to_le_bytes());
+        memory[at + 12..at + 14].copy_from_slice(&u16::to_le_bytes(third));
+        memory[at + 14..at + 16].copy_from_slice(&u16::to_le_bytes(fourth));
+    }
+    if !packed {
+        memory[0x102] = 1;
+    }
+    // Short enough that a change hits something.
+    memory.truncate(0x1040);
+    [vec![kind], memory].concat()
+}
+
+#[test]
+fn vhost_user_ring() {
+    let kinds = [0, 1, 6, 7, 8, 9, 0x11, 0x1f, 14, 15];
+    let seeds = kinds.map(guest_memory);
+    run("vhost_user_ring", &seeds, outport_export::vhost_user::fuzzing::ring);
+}

@@ -5,12 +5,15 @@
 //! an `IoMem`, which keeps the memory alive even if the future that waited
 //! for it is dropped.
 //!
-//! Invariant: an `IoMem` is made only inside this crate, from a buffer that its
-//! maker owns and gives back after completion.
+//! Invariant: an `IoMem` is made from a buffer that its maker owns and gives back
+//! after completion, or from a [`SharedMem`]: memory of a guest, which may change
+//! under our eyes and is therefore only ever copied or handed to the kernel.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 use std::sync::Arc;
+
+pub use super::iov::{Iov, Piece};
 
 /// Alignment of every buffer: enough for `O_DIRECT` on any device with blocks
 /// up to 4 KiB, which is what Linux supports for file systems' direct I/O.
@@ -163,11 +166,43 @@ impl Buf {
     }
 }
 
-/// Contiguous memory.
-#[derive(Clone, Copy, Debug)]
-struct Piece {
-    ptr: *mut u8,
-    len: usize,
+/// Whatever keeps memory alive.
+pub type Keep = Arc<dyn std::any::Any + Send + Sync>;
+
+/// Memory that others may change meanwhile, for an operation that takes its time.
+#[derive(Clone, Debug)]
+pub struct SharedMem(IoMem);
+
+impl SharedMem {
+    /// The pieces one after another.
+    ///
+    /// # Safety
+    /// As [`Piece::new`], for as long as `keep` is kept.
+    #[must_use]
+    pub unsafe fn new(pieces: &[Piece], keep: Keep) -> Self {
+        let pieces = match pieces {
+            [one] => Pieces::One(*one),
+            many => Pieces::Many(many.to_vec()),
+        };
+        let keep = vec![keep];
+        Self(IoMem { pieces, keep })
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// No bytes?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(crate) fn io(&self) -> IoMem {
+        self.0.clone()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -180,7 +215,7 @@ enum Pieces {
 #[derive(Clone, Debug)]
 pub(crate) struct IoMem {
     pieces: Pieces,
-    keep: Vec<Arc<Mem>>,
+    keep: Vec<Keep>,
 }
 
 // SAFETY: the pointers stay valid through `keep`, wherever the value is.
@@ -304,7 +339,8 @@ impl IoMem {
         }
     }
 
-    /// The bytes, piece by piece, of memory that nobody writes while they are looked at.
+    /// The bytes, piece by piece, of memory that nobody writes while they are looked at; a guest
+    /// that does spoils what it wrote itself.
     pub(crate) fn slices(&self) -> impl Iterator<Item = &[u8]> {
         // SAFETY: alive through `keep`; what a write sends is not changed meanwhile, since
         // `Buf::as_mut_slice` copies while the memory is shared.

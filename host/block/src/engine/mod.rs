@@ -8,6 +8,7 @@
 pub(crate) mod background;
 pub mod buffer;
 mod iothread;
+mod iov;
 mod op;
 pub mod polling;
 mod pool;

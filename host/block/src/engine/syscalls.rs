@@ -1,8 +1,12 @@
-//! System calls that no safe wrapper offers: OFD byte locks and page-cache
-//! residency. Stateless; any thread.
+//! System calls that no safe wrapper offers: OFD byte locks, page-cache residency, and transfers
+//! to and from memory that is not ours alone. Stateless; any thread.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::io::Errno;
+
+use super::buffer::Iov;
 
 /// Which lock to take on one byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +65,49 @@ pub(crate) fn replace(fd: BorrowedFd<'_>, new: BorrowedFd<'_>) -> io::Result<()>
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+/// Vectors of one call: what a guest's request usually has, and more is another call.
+const VECTORS: usize = 32;
+
+/// Read what there is without waiting.
+pub(crate) fn read_nowait(fd: BorrowedFd<'_>, offset: u64, iov: Iov<'_>) -> Result<usize, Errno> {
+    transfer(iov, |vectors, count| {
+        // SAFETY: the vectors describe memory that can be written (`Piece::new`).
+        unsafe {
+            libc::preadv2(
+                fd.as_raw_fd(),
+                vectors,
+                count,
+                offset as libc::off_t,
+                libc::RWF_NOWAIT,
+            )
+        }
+    })
+}
+
+/// Write; the page cache takes it.
+pub(crate) fn write(fd: BorrowedFd<'_>, offset: u64, iov: Iov<'_>) -> Result<usize, Errno> {
+    transfer(iov, |vectors, count| {
+        // SAFETY: the vectors describe memory that can be read.
+        unsafe { libc::pwritev(fd.as_raw_fd(), vectors, count, offset as libc::off_t) }
+    })
+}
+
+fn transfer(
+    iov: Iov<'_>,
+    call: impl FnOnce(*const libc::iovec, libc::c_int) -> libc::ssize_t,
+) -> Result<usize, Errno> {
+    let none = libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 0,
+    };
+    let mut vectors = [none; VECTORS];
+    let count = iov.vectors(&mut vectors);
+    match call(vectors.as_ptr(), count as libc::c_int) {
+        n if n >= 0 => Ok(n as usize),
+        _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
     }
 }
 

@@ -14,18 +14,16 @@ pub mod served;
 #[cfg(test)]
 mod tests;
 
-use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::io::ReadWriteFlags;
 use tokio::sync::{Mutex as AsyncMutex, RwLock as AsyncRwLock};
 
 use crate::engine::background::Finish;
-use crate::engine::buffer::IoMem;
+use crate::engine::buffer::{IoMem, Iov};
 use crate::engine::syscalls;
 use crate::error::Result;
 use crate::gate::{Gate, Pass};
@@ -271,17 +269,16 @@ impl HostFile {
     }
 
     /// Read without waiting; `None`: it would wait.
-    pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<std::result::Result<(), Errno>> {
+    pub(crate) fn try_read(&self, offset: u64, iov: Iov<'_>) -> Tried {
         if self.0.is_direct() || !self.0.nowait.load(Ordering::Relaxed) {
             return None;
         }
         let mut done = 0;
-        while done < buf.len() {
-            let iov = &mut [IoSliceMut::new(&mut buf[done..])];
-            let at = offset + done as u64;
-            match rustix::io::preadv2(&self.0.fd, iov, at, ReadWriteFlags::NOWAIT) {
+        while done < iov.len() {
+            let rest = iov.part(done, iov.len() - done);
+            match syscalls::read_nowait(self.0.fd.as_fd(), offset + done as u64, rest) {
                 Ok(0) => {
-                    buf[done..].fill(0);
+                    rest.fill_zero();
                     return Some(Ok(()));
                 }
                 Ok(n) => done += n,
@@ -298,8 +295,8 @@ impl HostFile {
     }
 
     /// Write to the page cache; `None`: larger than that, or it would wait.
-    pub fn try_write(&self, offset: u64, buf: &[u8]) -> Option<std::result::Result<(), Errno>> {
-        if !self.0.is_inline(buf.len()) {
+    pub(crate) fn try_write(&self, offset: u64, iov: Iov<'_>) -> Tried {
+        if !self.0.is_inline(iov.len()) {
             return None;
         }
         let _pass = self.0.changing.try_enter()?;
@@ -308,8 +305,9 @@ impl HostFile {
         }
         let before = Instant::now();
         let mut done = 0;
-        while done < buf.len() {
-            match rustix::io::pwrite(&self.0.fd, &buf[done..], offset + done as u64) {
+        while done < iov.len() {
+            let rest = iov.part(done, iov.len() - done);
+            match syscalls::write(self.0.fd.as_fd(), offset + done as u64, rest) {
                 Ok(0) => return Some(Err(Errno::Io)),
                 Ok(n) => done += n,
                 Err(rustix::io::Errno::INTR) => {}
@@ -319,7 +317,7 @@ impl HostFile {
         self.0.took(before.elapsed());
         self.0
             .len
-            .fetch_max(offset + buf.len() as u64, Ordering::AcqRel);
+            .fetch_max(offset + iov.len() as u64, Ordering::AcqRel);
         Some(Ok(()))
     }
 
@@ -410,6 +408,9 @@ impl HostFile {
         Ok(Some(ByteRange::between(start, end.max(start + 1))))
     }
 }
+
+/// What was done without waiting, if anything.
+type Tried = Option<std::result::Result<(), Errno>>;
 
 /// A change of a file that was asked for.
 type Change = Finish<std::result::Result<(), Errno>>;

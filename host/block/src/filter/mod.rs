@@ -12,7 +12,7 @@ pub mod throttle;
 
 use std::sync::Arc;
 
-use crate::engine::buffer::IoMem;
+use crate::engine::buffer::{IoMem, Iov};
 use crate::format::Codec;
 use crate::image::Image;
 use crate::node::{Kind, NodeFuture, Segment, Status};
@@ -79,13 +79,13 @@ impl Filter {
         plain.then(|| self.child().1)
     }
 
-    pub(crate) fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Errno>> {
-        let range = ByteRange::new(offset, buf.len() as u64)?;
-        self.plain_reads(range)?.try_read(offset, buf)
+    pub(crate) fn try_read(&self, offset: u64, iov: Iov<'_>) -> Option<Result<(), Errno>> {
+        let range = ByteRange::new(offset, iov.len() as u64)?;
+        self.plain_reads(range)?.try_read_iov(offset, iov)
     }
 
-    pub(crate) fn try_write(&self, offset: u64, buf: &[u8]) -> Option<Result<(), Errno>> {
-        self.plain_writes()?.try_write(offset, buf)
+    pub(crate) fn try_write(&self, offset: u64, iov: Iov<'_>) -> Option<Result<(), Errno>> {
+        self.plain_writes()?.try_write_iov(offset, iov)
     }
 
     pub(crate) fn segment(&self, range: ByteRange) -> Segment {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::buffer::{Buf, IoMem};
+use crate::engine::buffer::{Buf, IoMem, Iov};
 use crate::filter::blkdebug::Event;
 use crate::format::{Coded, Extent, Fault, FormatError, FormatFiles};
 use crate::node::Segment;
@@ -21,35 +21,32 @@ const SPECIAL_MAX: u64 = 2 << 20;
 
 impl Image {
     /// Read without waiting; `None`: something must be asked or waited for.
-    pub(crate) fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), Errno>> {
+    pub(crate) fn try_read(&self, offset: u64, iov: Iov<'_>) -> Option<Result<(), Errno>> {
         let _pass = self.gate.try_enter()?;
         if self.state() == ImageState::Failed {
             return Some(Err(Errno::Io));
         }
         // A unit that the end of the image cuts may hold anything behind it.
-        let inside = self.size().saturating_sub(offset).min(buf.len() as u64) as usize;
-        let (buf, beyond) = buf.split_at_mut(inside);
+        let inside = self.size().saturating_sub(offset).min(iov.len() as u64) as usize;
         let mut done = 0;
-        while done < buf.len() {
+        while done < inside {
             let at = offset + done as u64;
-            let run = self
-                .map
-                .run(ByteRange::between(at, offset + buf.len() as u64));
+            let run = self.map.run(ByteRange::between(at, offset + inside as u64));
             let len = run.len as usize;
-            let out = &mut buf[done..done + len];
+            let out = iov.part(done, len);
             let result = match run.place {
                 Place::Raw { slot, offset, .. } => {
-                    self.files.node(slot).ok()?.try_read(offset, out)?
+                    self.files.node(slot).ok()?.try_read_iov(offset, out)?
                 }
                 Place::Zero | Place::Hole => {
-                    out.fill(0);
+                    out.fill_zero();
                     Ok(())
                 }
                 Place::Backing(offset) => self.try_read_backing(offset, out)?,
                 Place::Coded(unit) => {
                     let data = self.decoded.get(&unit)?;
                     let skip = (at - unit.unit_offset) as usize;
-                    out.copy_from_slice(&data[skip..skip + len]);
+                    out.copy_from(&data[skip..skip + len]);
                     Ok(())
                 }
                 Place::Unknown | Place::Special(_) => return None,
@@ -59,22 +56,22 @@ impl Image {
             }
             done += len;
         }
-        beyond.fill(0);
+        iov.part(inside, iov.len() - inside).fill_zero();
         Some(Ok(()))
     }
 
-    fn try_read_backing(&self, offset: u64, out: &mut [u8]) -> Option<Result<(), Errno>> {
+    fn try_read_backing(&self, offset: u64, out: Iov<'_>) -> Option<Result<(), Errno>> {
         let Some(backing) = self.backing() else {
-            out.fill(0);
+            out.fill_zero();
             return Some(Ok(()));
         };
         // A backing file may be shorter than what stands on it.
         let inside = backing.size().saturating_sub(offset).min(out.len() as u64) as usize;
-        out[inside..].fill(0);
+        out.part(inside, out.len() - inside).fill_zero();
         if inside == 0 {
             Some(Ok(()))
         } else {
-            backing.try_read(offset, &mut out[..inside])
+            backing.try_read_iov(offset, out.part(0, inside))
         }
     }
 

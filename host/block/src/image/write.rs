@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::buffer::IoMem;
+use crate::engine::buffer::{IoMem, Iov};
 use crate::filter::blkdebug::Event;
 use crate::gate::Pass;
 use crate::{ByteRange, Errno};
@@ -30,12 +30,12 @@ impl Image {
     }
 
     /// Write in place without waiting; `None`: space or time is needed.
-    pub(crate) fn try_write(&self, offset: u64, buf: &[u8]) -> Option<Result<(), Errno>> {
+    pub(crate) fn try_write(&self, offset: u64, iov: Iov<'_>) -> Option<Result<(), Errno>> {
         let _pass = self.gate.try_enter()?;
         if let Err(e) = self.writable_now() {
             return Some(Err(e));
         }
-        let end = offset + buf.len() as u64;
+        let end = offset + iov.len() as u64;
         if end > self.size() {
             return None;
         }
@@ -46,7 +46,7 @@ impl Image {
             return None;
         }
         let mut done = 0;
-        while done < buf.len() {
+        while done < iov.len() {
             let run = match done {
                 0 => run,
                 _ => self.map.run(ByteRange::between(offset + done as u64, end)),
@@ -59,8 +59,8 @@ impl Image {
             else {
                 return None;
             };
-            let part = &buf[done..done + run.len as usize];
-            let result = self.files.node(slot).ok()?.try_write(offset, part)?;
+            let part = iov.part(done, run.len as usize);
+            let result = self.files.node(slot).ok()?.try_write_iov(offset, part)?;
             if result.is_err() {
                 return Some(result);
             }

@@ -16,7 +16,7 @@ use outport_qmp::types::block_export::{
     NbdServerAdd, NbdServerRemove, NbdServerStart, NbdServerStop,
 };
 
-use super::export_fuse;
+use super::{export_fuse, export_vhost_user};
 use crate::activity;
 use crate::bitmaps;
 use crate::contexts;
@@ -142,7 +142,7 @@ async fn check_and_add(
     let claim = match &options.branch {
         BlockExportBranch::Nbd(_) => nbd_claim(writable),
         BlockExportBranch::Fuse(fuse) => export_fuse::claim(fuse, writable),
-        BlockExportBranch::VhostUserBlk(_) => return Err(no_driver()),
+        BlockExportBranch::VhostUserBlk(_) => export_vhost_user::claim(writable),
     };
     let node = daemon.graph.borrow().lookup("", &options.node_name)?;
     if writable && node.is_read_only() {
@@ -194,7 +194,10 @@ async fn check_and_add(
         BlockExportBranch::Fuse(fuse) => export_fuse::offer(daemon, &node, wanted, fuse, threads)
             .await
             .map(|export| (export, Vec::new())),
-        BlockExportBranch::VhostUserBlk(_) => Err(no_driver()),
+        BlockExportBranch::VhostUserBlk(vhost) => {
+            export_vhost_user::offer(daemon, &node, wanted, vhost, threads)
+                .map(|export| (export, Vec::new()))
+        }
     };
     match offered {
         Ok((export, held)) => {
@@ -219,10 +222,6 @@ async fn check_and_add(
             Err(error)
         }
     }
-}
-
-fn no_driver() -> Error {
-    Error::generic("No driver found for the requested export type")
 }
 
 fn nbd_claim(writable: bool) -> Claim {

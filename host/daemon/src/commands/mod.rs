@@ -12,6 +12,7 @@ pub(crate) mod block_export;
 mod char;
 mod control;
 mod export_fuse;
+mod export_vhost_user;
 mod fdset;
 mod plugin;
 mod qom;

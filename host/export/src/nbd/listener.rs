@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use outport_block::authz::{Peer, Transport};
 use outport_block::strerror;
@@ -58,7 +59,7 @@ enum Socket {
 pub struct Listener {
     socket: Socket,
     /// The file to remove, and which inode it was.
-    file: Option<(PathBuf, u64)>,
+    file: Mutex<Option<(PathBuf, u64)>>,
     abstract_name: Option<PathBuf>,
 }
 
@@ -114,6 +115,26 @@ impl Listener {
         }
     }
 
+    /// As [`Listener::bind`], but a socket that somebody listens on does not make way.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub fn bind_alone(address: Address) -> Result<Self, String> {
+        if let Address::Unix {
+            path,
+            is_abstract: false,
+            ..
+        } = &address
+            && std::os::unix::net::UnixStream::connect(path).is_ok()
+        {
+            let path = path.display();
+            return Err(format!(
+                "Failed to bind socket to {path}: Address already in use"
+            ));
+        }
+        Self::bind(address)
+    }
+
     /// The URI for an export of this name.
     #[must_use]
     pub fn uri(&self, export: &str) -> String {
@@ -126,7 +147,7 @@ impl Listener {
                 Err(_) => format!("nbd://localhost/{export}"),
             },
             Socket::Unix(_) => {
-                let path = match (&self.file, &self.abstract_name) {
+                let path = match (&*self.file(), &self.abstract_name) {
                     (Some((path, _)), _) => path.display().to_string(),
                     (_, Some(name)) => format!("@{}", name.display()),
                     _ => String::new(),
@@ -139,12 +160,26 @@ impl Listener {
     /// Where it listens: the address that was chosen where several would do.
     #[must_use]
     pub fn bound(&self) -> Bound {
-        match (&self.socket, &self.file, &self.abstract_name) {
+        match (&self.socket, &*self.file(), &self.abstract_name) {
             (Socket::Tcp(tcp), ..) => Bound::Inet(tcp.local_addr().ok()),
             (_, Some((path, _)), _) => Bound::Unix(path.clone()),
             (_, _, Some(name)) => Bound::Abstract(name.clone()),
             _ => Bound::Unix(PathBuf::new()),
         }
+    }
+
+    /// Remove the socket file now, whoever still holds the listener.
+    pub fn withdraw(&self) {
+        if let Some((path, inode)) = self.file().take()
+            && std::fs::symlink_metadata(&path)
+                .is_ok_and(|m| m.file_type().is_socket() && m.ino() == inode)
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    fn file(&self) -> MutexGuard<'_, Option<(PathBuf, u64)>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The TCP port, once bound.
@@ -197,12 +232,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Some((path, inode)) = &self.file
-            && std::fs::symlink_metadata(path)
-                .is_ok_and(|m| m.file_type().is_socket() && m.ino() == *inode)
-        {
-            let _ = std::fs::remove_file(path);
-        }
+        self.withdraw();
     }
 }
 
@@ -250,7 +280,7 @@ fn bind_tcp(
                 Ok(socket) => {
                     return Ok(Listener {
                         socket: Socket::Tcp(socket),
-                        file: None,
+                        file: Mutex::default(),
                         abstract_name: None,
                     });
                 }
@@ -330,7 +360,7 @@ fn bind_unix(path: &Path, is_abstract: bool, tight: bool) -> Result<Listener, St
     let abstract_name = is_abstract.then(|| path.to_owned());
     Ok(Listener {
         socket: Socket::Unix(socket),
-        file,
+        file: Mutex::new(file),
         abstract_name,
     })
 }
@@ -375,7 +405,7 @@ fn adopt(fd: OwnedFd) -> Result<Listener, String> {
     };
     Ok(Listener {
         socket: socket.map_err(fail)?,
-        file: None,
+        file: Mutex::default(),
         abstract_name,
     })
 }

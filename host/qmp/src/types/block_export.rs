@@ -196,6 +196,10 @@ qapi! {
         logical_block_size: Option<u64> = "logical-block-size",
         /// Queues of the device; 1 if absent.
         num_queues: Option<u16> = "num-queues",
+        /// Entries of a queue, at most; 32768 if absent (ours).
+        queue_size: Option<u16> = "queue-size",
+        /// What the guest reads as the disk's serial number; the id if absent (ours).
+        serial: Option<String>,
     }
 
     /// The members of FUSE exports.
