@@ -178,12 +178,6 @@ impl Export {
         &self.iothreads[turn % self.iothreads.len()]
     }
 
-    /// Its iothreads, at least one.
-    #[must_use]
-    pub fn iothreads(&self) -> &[IoThread] {
-        &self.iothreads
-    }
-
     /// Do this when the export is shut down, before [`Export::gone`] can resolve.
     pub fn at_shut_down(&self, hook: Box<dyn FnOnce() + Send>) {
         self.hooks().push(hook);

@@ -13,6 +13,7 @@ use outport_block::{Errno, Node};
 use super::memory::{Gather, Memory};
 use super::request::{Operation, Piece, Status};
 use super::worker::{Done, Results, Shared, Ticket};
+use crate::stats::Waited;
 
 /// Reads up to this size are copied on this thread: longer ones would keep it from the others.
 const INLINE_READ_MAX: u64 = 128 << 10;
@@ -82,9 +83,16 @@ pub(super) fn spawn(
     shared.user.export().stats().begin();
     tokio::task::spawn_local(async move {
         let begun = Instant::now();
+        let waited = match &operation {
+            Operation::Read(_) => Waited::Read,
+            Operation::Write(_) | Operation::WriteZeroes(_) => Waited::Write,
+            Operation::Flush => Waited::Flush,
+            Operation::Discard(_) => Waited::Discard,
+            Operation::GetId | Operation::Fail(_) => Waited::Other,
+        };
         let result = carry_out(&shared, operation, &memory).await;
         let stats = shared.user.export().stats();
-        stats.end(begun.elapsed());
+        stats.end(waited, begun.elapsed());
         if result.is_err() {
             stats.errors.fetch_add(1, Ordering::Relaxed);
         }
