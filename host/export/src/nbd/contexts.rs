@@ -92,18 +92,18 @@ mod tests {
     #[test]
     fn zero_queries_list_all_and_set_none() {
         assert_eq!(ids(QueryKind::List, true, &[]), [0, 1, 2, 3, 4]);
-        assert_eq!(ids(QueryKind::Set, true, &[]), []);
+        assert_eq!(ids(QueryKind::Set, true, &[]), [0u32; 0]);
     }
 
     /// Detail 6 of the list of details that servers get wrong.
     #[test]
     fn base_is_a_wildcard_in_list_only() {
         assert_eq!(ids(QueryKind::List, false, &["base:"]), [0]);
-        assert_eq!(ids(QueryKind::Set, false, &["base:"]), []);
+        assert_eq!(ids(QueryKind::Set, false, &["base:"]), [0u32; 0]);
         assert_eq!(ids(QueryKind::List, false, &["qemu:"]), [1, 2, 3]);
         assert_eq!(ids(QueryKind::List, false, &["qemu:dirty-bitmap:"]), [2, 3]);
-        assert_eq!(ids(QueryKind::Set, false, &["qemu:dirty-bitmap:"]), []);
-        assert_eq!(ids(QueryKind::List, false, &["base", ":", ""]), []);
+        assert_eq!(ids(QueryKind::Set, false, &["qemu:dirty-bitmap:"]), [0u32; 0]);
+        assert_eq!(ids(QueryKind::List, false, &["base", ":", ""]), [0u32; 0]);
     }
 
     #[test]
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn wide_contexts_need_extended_headers() {
-        assert_eq!(ids(QueryKind::Set, false, &["x-wide:heat"]), []);
+        assert_eq!(ids(QueryKind::Set, false, &["x-wide:heat"]), [0u32; 0]);
         assert_eq!(ids(QueryKind::Set, true, &["x-wide:heat"]), [4]);
     }
 
