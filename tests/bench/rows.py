@@ -25,6 +25,7 @@ class Row:
     client: str = "nbd-load"  # nbd-load, vhost-load, nbdcopy, fio, start, authz, idle, status
     bitmap: int = 0  # granularity of a dirty bitmap that records from the start; 0: none
     unit: str = "iops"  # iops, MB/s, ms, us, MiB
+    tls: bool = False
     iothreads: int = 0
     targets: tuple = field(default_factory=tuple)
     quick: bool = False
@@ -45,11 +46,20 @@ def cpu(peer, bound):
     return Target("cpu", peer, bound)
 
 
-def random_4k(image, op, depth, pin, *targets, connections=1, transport="unix", quick=False):
+def names(image, transport, tls):
+    """Of a row: the beginning of its id, and what people call it."""
+    if tls:
+        return f"tls-{image}", f"{image} over TLS"
+    if transport == "tcp":
+        return "tcp", f"{image} over TCP loopback"
+    return image, image
+
+
+def random_4k(image, op, depth, pin, *targets, connections=1, transport="unix", tls=False,
+              quick=False):
     load = ["--op", op, "--bs", "4k", "--qd", str(depth), "--connections", str(connections)]
     deep = f"{connections}x{depth}" if connections > 1 else f"qd{depth}"
-    prefix = "tcp" if transport == "tcp" else image
-    noun = image if transport == "unix" else f"{image} over TCP loopback"
+    prefix, noun = names(image, transport, tls)
     if pin == "both":
         load += ["--threads", "2"]
     return Row(
@@ -59,15 +69,15 @@ def random_4k(image, op, depth, pin, *targets, connections=1, transport="unix", 
         load=tuple(load),
         pin=pin,
         transport=transport,
+        tls=tls,
         iothreads=2 if connections > 1 else 0,
         targets=targets,
         quick=quick,
     )
 
 
-def sequential(image, op, size, pin, *targets, transport="unix", quick=False):
-    prefix = "tcp" if transport == "tcp" else image
-    noun = image if transport == "unix" else f"{image} over TCP loopback"
+def sequential(image, op, size, pin, *targets, transport="unix", tls=False, quick=False):
+    prefix, noun = names(image, transport, tls)
     return Row(
         id=f"{prefix}-{size}-{op}-{pin}",
         title=f"{noun}: {size} sequential {op}, qd8",
@@ -75,6 +85,7 @@ def sequential(image, op, size, pin, *targets, transport="unix", quick=False):
         load=("--op", op, "--bs", size, "--qd", "8", "--order", "sequential"),
         pin=pin,
         transport=transport,
+        tls=tls,
         unit="MB/s",
         targets=targets,
         quick=quick,
@@ -135,6 +146,12 @@ ROWS = [
     random_4k("raw", "read", 32, "each", rate(QSD, 1.5), rate(KIT, 1.05), transport="tcp",
               quick=True),
     sequential("raw", "read", "256k", "each", transport="tcp"),
+    random_4k("raw", "read", 32, "one", tls=True),
+    random_4k("raw", "read", 32, "each", rate(QSD, 2.5), rate(KIT, 1.4), cpu(QSD, 0.4),
+              cpu(KIT, 0.7), tls=True, quick=True),
+    sequential("raw", "read", "256k", "each", rate(QSD, 1.5), rate(KIT, 1.1), tls=True),
+    sequential("raw", "read", "1M", "each", rate(QSD, 1.5), rate(KIT, 1.1), cpu(QSD, 0.7),
+               cpu(KIT, 0.9), tls=True, quick=True),
     random_4k("direct", "read", 1, "each"),
     random_4k("direct", "read", 32, "each", rate(QSD, 1.2), cpu(QSD, 0.4), quick=True),
     sequential("direct", "read", "1M", "each"),
@@ -179,6 +196,8 @@ ROWS = [
             title="write: 4k random write, qd32, with a dirty bitmap"),
     Row("bitmap-status", "dirty bitmap of a million extents, asked for whole", "null",
         client="status", unit="maps/s", bitmap=512, targets=(rate(QSD, 1), cpu(QSD, 0.2))),
+    random_4k("write", "write", 32, "each", rate(QSD, 1), tls=True),
+    sequential("write", "write", "1M", "each", rate(QSD, 1), tls=True),
     sequential("write", "write", "256k", "each", rate(QSD, 1.7), quick=True),
     sequential("write", "write", "1M", "each"),
     random_4k("direct-write", "write", 32, "each"),
@@ -199,7 +218,5 @@ ROWS = [
 
 # Rows of the design that this script cannot measure, and why.
 NOT_HERE = [
-    ("TLS 4k and 256k reads", "the load client speaks no TLS, and fio's and nbdcopy's cost hides "
-     "the server's"),
     ("FUSE", "has a script of its own, fuse.py: the client is fio on a mounted file"),
 ]

@@ -20,20 +20,23 @@ class Peer:
     def __init__(self, id, title, program, aio=None):
         self.id, self.title, self.program, self.aio = id, title, program, aio
 
-    def argv(self, image, path, size, transport, address, iothreads, monitor=None):
-        """With a monitor (a path), a policy is asked about each client."""
+    def argv(self, image, path, size, transport, address, iothreads, monitor=None,
+             certificates=None):
+        """With a monitor (a path), a policy is asked about each client; with certificates (a
+        folder) there is TLS."""
         if monitor and self.id != "ours":
             raise Unavailable("it asks nobody when a client names an export")
         if self.id == "nbdkit":
-            return self._nbdkit(image, path, size, transport, address)
-        argv = self._storage_daemon(image, path, size, transport, address, iothreads)
+            return self._nbdkit(image, path, size, transport, address, certificates)
+        argv = self._storage_daemon(image, path, size, transport, address, iothreads,
+                                    certificates)
         if monitor:
             argv[-1] += ",authz=az"
             argv[1:1] = ["--chardev", f"socket,id=m,path={monitor},server=on,wait=off",
                          "--monitor", "m", "--object", "authz-list,id=az,policy=allow"]
         return argv
 
-    def _storage_daemon(self, image, path, size, transport, address, iothreads):
+    def _storage_daemon(self, image, path, size, transport, address, iothreads, certificates):
         quoted = str(path).replace(",", ",,")
         file = f"filename={quoted},aio={self.aio}"
         if image == "null":
@@ -54,6 +57,10 @@ class Peer:
         else:
             listen = f"addr.type=inet,addr.host=127.0.0.1,addr.port={address}"
         argv = [self.program]
+        if certificates:
+            argv += ["--object", f"tls-creds-x509,id=tls,endpoint=server,verify-peer=off,"
+                     f"sanity-check=off,dir={certificates}"]
+            listen += ",tls-creds=tls"
         export = "nbd,id=e,node-name=n,name=x,writable=on"
         if self.id == "ours" and iothreads:
             # QSD and nbdkit have no such thing for one NBD export.
@@ -74,7 +81,7 @@ class Peer:
         # QSD serves all queues of a device on one.
         return ",iothread=io0"
 
-    def _nbdkit(self, image, path, size, transport, address):
+    def _nbdkit(self, image, path, size, transport, address, certificates):
         if transport == "vhost-user":
             raise Unavailable("it has no vhost-user-blk")
         if image.startswith("direct"):
@@ -84,7 +91,8 @@ class Peer:
         where = ["-U", str(address)] if transport == "unix" else \
             ["-i", "127.0.0.1", "-p", str(address)]
         plugin = ["null", f"size={size}"] if image == "null" else ["file", str(path)]
-        return [self.program, "-f", "--exit-with-parent", "-e", "x"] + where + plugin
+        tls = ["--tls=require", f"--tls-certificates={certificates}"] if certificates else []
+        return [self.program, "-f", "--exit-with-parent", "-e", "x"] + where + tls + plugin
 
 
 def find_peers(ours, aio, wanted):
@@ -116,8 +124,9 @@ class Running:
         if row.bitmap and peer.id == "nbdkit":
             raise Unavailable("it has no dirty bitmaps")
         self.bitmap = row.bitmap
+        self.certificates = make_certificates(scratch) if row.tls else None
         argv = peer.argv(row.image, path, size, row.transport, address, row.iothreads,
-                         self.monitor)
+                         self.monitor, self.certificates)
         if row.bitmap:
             self.monitor = os.path.join(scratch, "q.sock")
             if os.path.exists(self.monitor):
@@ -171,7 +180,9 @@ class Running:
         return f"nbd+unix:///{name}?socket={self.socket}"
 
     def load_address(self):
-        return ["--tcp", f"127.0.0.1:{self.port}"] if self.port else ["--unix", self.socket]
+        where = ["--tcp", f"127.0.0.1:{self.port}"] if self.port else ["--unix", self.socket]
+        authority = ["--tls-ca", f"{self.certificates}/ca-cert.pem"] if self.certificates else []
+        return where + authority
 
     def cpu_seconds(self):
         """CPU time of all threads, ended ones too (the kernel's CPU clock of a process)."""
@@ -226,6 +237,8 @@ class Running:
             sock.settimeout(10)
             sock.connect(("127.0.0.1", self.port) if self.port else self.socket)
             receive(sock, 18)
+            if self.certificates:
+                return  # The load shakes hands; this says that it listens.
             sock.sendall(struct.pack(">IQII", 3, 0x49484156454F5054, 1, 1) + b"x")
             receive(sock, 10)
             sock.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 7, 0, 512))
@@ -247,3 +260,26 @@ def free_port():
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
+
+
+def make_certificates(scratch):
+    """A directory with an authority and a server called localhost, made once."""
+    folder = os.path.join(scratch, "tls")
+    if os.path.isdir(folder):
+        return folder
+    os.mkdir(folder)
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650"]
+    ca = ["-keyout", f"{folder}/ca-key.pem", "-out", f"{folder}/ca-cert.pem"]
+    server = ["-keyout", f"{folder}/server-key.pem", "-out", f"{folder}/server-cert.pem"]
+    for arguments in (
+            key + ca + ["-subj", "/CN=authority",
+                        "-addext", "keyUsage=critical,keyCertSign,cRLSign"],
+            key + server + ["-subj", "/CN=localhost", "-CA", f"{folder}/ca-cert.pem",
+                            "-CAkey", f"{folder}/ca-key.pem",
+                            "-addext", "subjectAltName=DNS:localhost",
+                            "-addext", "basicConstraints=critical,CA:FALSE"]):
+        made = subprocess.run(["openssl", "req", "-x509", *arguments], capture_output=True)
+        if made.returncode:
+            shutil.rmtree(folder)
+            raise Unavailable(f"no certificates: {made.stderr.decode(errors='replace').strip()}")
+    return folder

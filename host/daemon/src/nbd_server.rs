@@ -7,7 +7,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use outport_export::nbd::{Bound, Listener, Server, ServerOptions};
+use outport_export::nbd::{Admission, Bound, Listener, Server, ServerOptions, ServerTls};
+use outport_export::tls::{Credentials, Endpoint};
 use outport_export::{Access, Export};
 use outport_qmp::Error;
 use outport_qmp::error::is_identifier;
@@ -29,6 +30,8 @@ struct Entry {
     id: Option<String>,
     /// `None`: it is being stopped.
     server: Option<Rc<Server>>,
+    /// Id of its TLS credentials.
+    tls_creds: Option<String>,
 }
 
 /// The servers, in the order in which they were started.
@@ -41,7 +44,7 @@ impl NbdServers {
     /// `nbd-server-start`.
     ///
     /// # Errors
-    /// It runs already, the address cannot be bound, or TLS was asked for.
+    /// It runs already, the address cannot be bound, or there are no such credentials.
     pub(crate) fn start(&self, daemon: &Daemon, options: NbdServerOptions) -> Result<(), Error> {
         let told = options.clone();
         let id = options.id;
@@ -56,10 +59,11 @@ impl NbdServers {
         }
         let address = addresses::listen_on(options.addr, daemon);
         let listener = address.and_then(Listener::bind).map_err(Error::generic)?;
-        if let Some(id) = options.tls_creds {
-            // The listener goes, and its socket file with it.
-            return Err(Error::generic(format!("No TLS credentials with id '{id}'")));
-        }
+        // On an error the listener goes, and its socket file with it.
+        let tls = match &options.tls_creds {
+            Some(id) => Some(tls(daemon, id, options.tls_authz)?),
+            None => None,
+        };
         let strict = options.strict_authz.unwrap_or(false);
         tracing::info!(uri = listener.uri(""), "NBD server started");
         let server = Server::start(
@@ -70,10 +74,14 @@ impl NbdServers {
                     .handshake_max_seconds
                     .unwrap_or(HANDSHAKE_MAX_SECONDS),
             },
+            tls,
             Access::new(&daemon.policies, options.authz, strict),
         );
-        let server = Some(Rc::new(server));
-        self.list.borrow_mut().push(Entry { id, server });
+        self.list.borrow_mut().push(Entry {
+            id,
+            server: Some(Rc::new(server)),
+            tls_creds: options.tls_creds,
+        });
         daemon.config.server_started(self, told);
         Ok(())
     }
@@ -125,6 +133,14 @@ impl NbdServers {
         server.ok_or_else(|| not_running(id))
     }
 
+    /// The credentials that a running server took from the object of this id.
+    pub(crate) fn credentials(&self, id: &str) -> Option<Arc<Credentials>> {
+        let list = self.list.borrow();
+        let mut users = list.iter();
+        let entry = users.find(|entry| entry.tls_creds.as_deref() == Some(id))?;
+        entry.server.as_ref()?.credentials().cloned()
+    }
+
     /// Offers an export.
     ///
     /// # Errors
@@ -157,6 +173,22 @@ impl NbdServers {
         });
         running.collect()
     }
+}
+
+/// What a server needs for TLS.
+fn tls(daemon: &Daemon, id: &str, authz: Option<String>) -> Result<ServerTls, Error> {
+    let credentials = daemon.objects.borrow().tls(id)?;
+    if credentials.endpoint() != Endpoint::Server {
+        let message = "Expected TLS credentials for a server endpoint";
+        return Err(Error::generic(message));
+    }
+    Ok(ServerTls {
+        credentials,
+        admission: authz.map(|policy| Admission {
+            policies: daemon.policies.clone(),
+            policy,
+        }),
+    })
 }
 
 /// A bound address as QMP spells it.

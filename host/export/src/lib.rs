@@ -2,7 +2,8 @@
 //!
 //! One folder per protocol. Each parses, bounds and authorizes what a client sends, and knows
 //! nothing of image formats or of Wasm. What they share lies beside them: [`errno`] is the one
-//! table that says how an error of the block layer is told to each kind of client.
+//! table that says how an error of the block layer is told to each kind of client, [`tls`] encrypts
+//! and proves identities.
 
 pub mod access;
 pub mod errno;
@@ -13,6 +14,7 @@ pub mod nbd;
 mod pool;
 pub mod reads;
 pub mod stats;
+pub mod tls;
 pub mod vhost_user;
 
 pub use access::{Access, Policies, PolicyTotals};

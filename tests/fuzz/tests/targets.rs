@@ -195,6 +195,32 @@ fn nbd_client_handshake() {
 }
 
 #[test]
+fn tls_certificate() {
+    // A server's certificate with alternative names, and a name alone.
+    let digits = "\
+        3082018f30820136a003020102021456a6d3fe83af0b6a7f8eac7ffd5cf69c3c41e00f300a06082a8648\
+        ce3d04030230143112301006035504030c09617574686f72697479301e170d3236313132333031333734\
+        325a170d3336313132303031333734325a30143112301006035504030c096c6f63616c686f7374305930\
+        1306072a8648ce3d020106082a8648ce3d030107034200044e8a1b9c2a5f034151fd8de403dc51cab4ca\
+        cf3c09d5e771e191db18e8b1bd6b15a6637373563ae6c4fe05d82211f0b7a54b2baf5d8f4bac09ba90b0\
+        38ad568fa3663064301d0603551d0e04160414c406c76cb9fd7d1417b5400b85c40a49c0776866301f06\
+        03551d23041830168014a33fad5ffcb069ecab4fa7d08ee78d432454964430140603551d11040d300b82\
+        096c6f63616c686f7374300c0603551d130101ff04023000300a06082a8648ce3d040302034700304402\
+        20390c60fbdca00fbe08253e0d9cc6cb5979dd03158729c7cadaf6ab368f655f3902205a51b0cff361b7\
+        426373ac0beec5ad0df51a72c994d08d2db0999d54d301c4b2";
+    let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).unwrap();
+    let certificate: Vec<u8> = (0..digits.len()).step_by(2).map(byte).collect();
+    let name =
+        b"\x31\x17\x30\x09\x06\x03\x55\x04\x03\x0c\x02a,\x30\x0a\x06\x03\x55\x04\x0a\x1e\x03\0a\0";
+    let seeds = [certificate, name.to_vec()];
+    run(
+        "tls_certificate",
+        &seeds,
+        outport_export::tls::fuzzing::certificate,
+    );
+}
+
+#[test]
 fn nbd_client_replies() {
     // The first eight cookies: a sequence number times 128, plus the slot.
     let chunk = |n: u64, flags: u16, kind: u16, payload: &[u8]| {

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
+use super::encrypted::Encrypted;
 use super::wire::{self, flag, info, opt, rep};
 use super::{Address, Client, Socket};
 
@@ -76,6 +77,17 @@ impl Haggle {
         }
         haggle.server_flags = haggle.u16()?;
         Ok(haggle)
+    }
+
+    /// STARTTLS, and a handshake with a server called localhost of this authority (PEM).
+    pub fn start_tls(mut self, authority: &[u8]) -> io::Result<Self> {
+        match self.verdict(opt::STARTTLS, &[])? {
+            rep::ACK => {}
+            other => return Err(bad(format!("TLS refused: {other:x}"))),
+        }
+        let encrypted = Encrypted::connect(self.socket, authority)?;
+        self.socket = Socket::Tls(Box::new(encrypted));
+        Ok(self)
     }
 
     /// Sends bytes as they are.

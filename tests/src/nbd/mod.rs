@@ -7,6 +7,7 @@
 //! carry a timeout, so that a server that does not answer fails the test instead of hanging it.
 
 mod client;
+mod encrypted;
 mod haggle;
 mod socket;
 pub mod wire;

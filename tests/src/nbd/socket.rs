@@ -9,6 +9,8 @@ use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::encrypted::Encrypted;
+
 /// The address of an NBD listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -79,6 +81,8 @@ pub enum Socket {
     Unix(UnixStream),
     /// TCP stream.
     Tcp(TcpStream),
+    /// TLS over either; blocking only.
+    Tls(Box<Encrypted>),
 }
 
 impl Socket {
@@ -87,6 +91,7 @@ impl Socket {
         match self {
             Self::Unix(s) => s.set_read_timeout(limit).and(s.set_write_timeout(limit)),
             Self::Tcp(s) => s.set_read_timeout(limit).and(s.set_write_timeout(limit)),
+            Self::Tls(s) => s.socket().set_timeout(limit),
         }
     }
 
@@ -95,6 +100,7 @@ impl Socket {
         match self {
             Self::Unix(s) => s.set_nonblocking(on),
             Self::Tcp(s) => s.set_nonblocking(on),
+            Self::Tls(s) => s.socket().set_nonblocking(on),
         }
     }
 
@@ -103,6 +109,7 @@ impl Socket {
         match self {
             Self::Unix(s) => s.shutdown(how),
             Self::Tcp(s) => s.shutdown(how),
+            Self::Tls(s) => s.socket().shutdown(how),
         }
     }
 }
@@ -112,6 +119,7 @@ impl Read for Socket {
         match self {
             Self::Unix(s) => s.read(buffer),
             Self::Tcp(s) => s.read(buffer),
+            Self::Tls(s) => s.read(buffer),
         }
     }
 }
@@ -121,6 +129,7 @@ impl Write for Socket {
         match self {
             Self::Unix(s) => s.write(buffer),
             Self::Tcp(s) => s.write(buffer),
+            Self::Tls(s) => s.write(buffer),
         }
     }
 
@@ -134,6 +143,7 @@ impl AsRawFd for Socket {
         match self {
             Self::Unix(s) => s.as_raw_fd(),
             Self::Tcp(s) => s.as_raw_fd(),
+            Self::Tls(s) => s.socket().as_raw_fd(),
         }
     }
 }

@@ -5,9 +5,11 @@ use std::time::Duration;
 use outport_block::Node;
 use outport_block::node::Kind;
 use outport_block::remote::RemoteNode;
-use outport_export::nbd::client::{self, ClientOptions};
+use outport_export::nbd::client::{self, ClientOptions, ClientTls};
+use outport_export::tls::Endpoint;
 use outport_qmp::Error;
 use outport_qmp::types::block_core::BlockdevOptionsNbd;
+use outport_qmp::types::sockets::{SocketAddress, SocketAddressBranch};
 
 use super::base::Common;
 use super::{Made, Opening};
@@ -34,9 +36,7 @@ impl Opening<'_> {
                 false => "Parameter 'x-dirty-bitmap' is not supported",
             }));
         }
-        if let Some(id) = &nbd.tls_creds {
-            return Err(Error::generic(format!("No TLS credentials with id '{id}'")));
-        }
+        let tls = self.nbd_tls(nbd.tls_creds.as_deref(), nbd.tls_hostname, &nbd.server)?;
         let server = addresses::connect_to(nbd.server, self.daemon);
         let seconds = |value: Option<u32>| Duration::from_secs(value.unwrap_or(0).into());
         let options = ClientOptions {
@@ -44,6 +44,7 @@ impl Opening<'_> {
             export,
             reconnect_delay: seconds(nbd.reconnect_delay),
             open_timeout: seconds(nbd.open_timeout),
+            tls,
         };
         let iothread = self.daemon.default_iothread()?;
         let connected = client::connect(options, &iothread).await;
@@ -54,5 +55,33 @@ impl Opening<'_> {
         let read_only = common.read_only || connected.read_only;
         let kind = Kind::Remote(RemoteNode::new(connected.remote));
         Ok(Node::with_discard(name, "nbd", read_only, common.unmap, kind).into())
+    }
+
+    /// What the connection is encrypted with; the server's name is that of the address if nobody
+    /// says another.
+    fn nbd_tls(
+        &self,
+        credentials: Option<&str>,
+        hostname: Option<String>,
+        server: &SocketAddress,
+    ) -> Result<Option<ClientTls>, Error> {
+        let Some(id) = credentials else {
+            return Ok(None);
+        };
+        let credentials = self.daemon.objects.borrow().tls(id)?;
+        if credentials.endpoint() != Endpoint::Client {
+            let message = "Expected TLS credentials for a client endpoint";
+            return Err(Error::generic(message));
+        }
+        let hostname = hostname.or_else(|| match &server.branch {
+            SocketAddressBranch::Inet(inet) => Some(inet.host.clone()),
+            SocketAddressBranch::Unix(_)
+            | SocketAddressBranch::Vsock(_)
+            | SocketAddressBranch::Fd(_) => None,
+        });
+        Ok(Some(ClientTls {
+            credentials,
+            hostname,
+        }))
     }
 }

@@ -32,7 +32,7 @@ struct Type {
 }
 
 /// All types. What can be added is in the objects' own table, too.
-const TYPES: [Type; 22] = [
+const TYPES: [Type; 26] = [
     base("authz", Some("object")),
     of("authz-list", "authz"),
     of("authz-list-file", "authz"),
@@ -53,6 +53,10 @@ const TYPES: [Type; 22] = [
     of("secret", "secret_common"),
     base("secret_common", Some("object")),
     of("throttle-group", "object"),
+    base("tls-creds", Some("object")),
+    of("tls-creds-anon", "tls-creds"),
+    of("tls-creds-psk", "tls-creds"),
+    of("tls-creds-x509", "tls-creds"),
     base("user-creatable", Some("interface")),
     of("wasm-plugin", "object"),
 ];
@@ -115,6 +119,10 @@ pub(super) fn properties_of(name: &str) -> Vec<ObjectPropertyInfo> {
     if name == "chardev-socket" {
         properties.push(property("connected", "bool".into()));
         properties.push(property("addr", "SocketAddress".into()));
+    }
+    if name == "tls-creds" {
+        let common = Property::of_type("tls-creds-anon").unwrap_or_default();
+        properties.extend(common.iter().map(|it| property(it.name, it.r#type.into())));
     }
     if name == "secret_common" {
         let common = Property::of_type("secret").unwrap_or_default().iter();

@@ -12,12 +12,14 @@ mod plugin;
 mod properties;
 mod secret;
 mod throttle;
+mod tls;
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use outport_block::IoThread;
 use outport_block::filter::ThrottleGroup;
+use outport_export::tls::Credentials;
 use outport_qmp::Error;
 use outport_qmp::de::{self, Mode};
 use outport_qmp::error::is_identifier;
@@ -41,6 +43,7 @@ enum Live {
     Plugin,
     Secret(Secret),
     Throttle(Arc<ThrottleGroup>),
+    Tls(Arc<Credentials>),
     /// Being made: it has its id, and nothing else yet.
     Coming,
 }
@@ -148,6 +151,20 @@ impl Objects {
         }
     }
 
+    /// The TLS credentials of this id.
+    ///
+    /// # Errors
+    /// There are none.
+    pub(crate) fn tls(&self, id: &str) -> Result<Arc<Credentials>, Error> {
+        match self.find(id).map(|entry| &entry.live) {
+            Some(Live::Tls(credentials)) => Ok(credentials.clone()),
+            Some(_) => Err(Error::generic(format!(
+                "Object with id '{id}' is not TLS credentials"
+            ))),
+            None => Err(Error::generic(format!("No TLS credentials with id '{id}'"))),
+        }
+    }
+
     /// Whether this is the id of an authorization object.
     ///
     /// # Errors
@@ -233,6 +250,14 @@ async fn make(daemon: &Rc<Daemon>, id: &str, branch: &ObjectBranch) -> Result<Li
             let limits = throttle::limits(properties)?;
             Live::Throttle(ThrottleGroup::new(id, limits))
         }
+        ObjectBranch::TlsCredsAnon(_) => return Err(tls::anonymous()),
+        ObjectBranch::TlsCredsPsk(properties) => {
+            Live::Tls(tls::share(daemon, id, tls::psk(properties).await?))
+        }
+        ObjectBranch::TlsCredsX509(properties) => {
+            let loaded = tls::x509(daemon, properties).await?;
+            Live::Tls(tls::share(daemon, id, loaded))
+        }
         ObjectBranch::WasmPlugin(properties) => {
             plugin::load(daemon, id, properties).await?;
             Live::Plugin
@@ -265,7 +290,8 @@ pub(crate) fn delete(daemon: &Daemon, id: &str, by: Option<&str>) -> Result<(), 
         Live::Monitor(monitor) => monitor.stop(),
         // Who still names it denies from now on.
         Live::Authz(_) => daemon.policies.remove(id),
-        Live::Iothread(_) | Live::Secret(_) | Live::Throttle(_) => {}
+        // Whoever uses credentials goes on with them, as in QEMU.
+        Live::Iothread(_) | Live::Secret(_) | Live::Throttle(_) | Live::Tls(_) => {}
     }
     daemon.objects.borrow_mut().remove(id);
     Ok(())
@@ -301,6 +327,11 @@ pub(crate) async fn set(
         (Live::Throttle(group), ObjectBranch::ThrottleGroup(properties)) => {
             group.set_limits(throttle::limits(properties)?);
             Live::Throttle(group)
+        }
+        (Live::Tls(credentials), ObjectBranch::TlsCredsX509(properties)) => {
+            // New clients get the new ones; those that are there go on.
+            credentials.replace(tls::x509(daemon, properties).await?);
+            Live::Tls(credentials)
         }
         (live @ (Live::Monitor(_) | Live::Plugin), _) => live,
         _ => make(daemon, id, &branch).await?,

@@ -54,7 +54,7 @@ fn empty() -> Value {
 }
 
 /// Tables by type name, in the order of the names.
-const TABLES: [(&str, &[Property]); 9] = [
+const TABLES: [(&str, &[Property]); 12] = [
     (
         "authz-list",
         &[
@@ -138,6 +138,36 @@ const TABLES: [(&str, &[Property]); 9] = [
         ],
     ),
     (
+        "tls-creds-anon",
+        &[
+            fixed("dir", "string", empty),
+            fixed("endpoint", "QCryptoTLSCredsEndpoint", || json!("client")),
+            fixed("priority", "string", empty),
+            fixed("verify-peer", "bool", || json!(true)),
+        ],
+    ),
+    (
+        "tls-creds-psk",
+        &[
+            fixed("dir", "string", empty),
+            fixed("endpoint", "QCryptoTLSCredsEndpoint", || json!("client")),
+            fixed("priority", "string", empty),
+            fixed("username", "string", empty),
+            fixed("verify-peer", "bool", || json!(true)),
+        ],
+    ),
+    (
+        "tls-creds-x509",
+        &[
+            property("dir", "string", empty),
+            fixed("endpoint", "QCryptoTLSCredsEndpoint", || json!("client")),
+            property("passwordid", "string", empty),
+            property("priority", "string", empty),
+            property("sanity-check", "bool", || json!(true)),
+            property("verify-peer", "bool", || json!(true)),
+        ],
+    ),
+    (
         "wasm-plugin",
         &[
             fixed("allow-unpinned", "bool", || json!(false)),
@@ -160,6 +190,9 @@ pub(crate) fn type_name(branch: &ObjectBranch) -> &'static str {
         ObjectBranch::MonitorQmp(_) => "monitor-qmp",
         ObjectBranch::Secret(_) => "secret",
         ObjectBranch::ThrottleGroup(_) => "throttle-group",
+        ObjectBranch::TlsCredsAnon(_) => "tls-creds-anon",
+        ObjectBranch::TlsCredsPsk(_) => "tls-creds-psk",
+        ObjectBranch::TlsCredsX509(_) => "tls-creds-x509",
         ObjectBranch::WasmPlugin(_) => "wasm-plugin",
     }
 }

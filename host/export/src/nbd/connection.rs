@@ -6,7 +6,7 @@
 //! their own and queue their reply when done.
 //!
 //! ```text
-//!   recv -> parse -> check -> inline answer ----> out -> sendmsg / sendfile
+//!   recv -> parse -> check -> inline answer ----> out -> sendmsg / sendfile / TLS records
 //!                        \-> task (slow) -> replies -/
 //! ```
 //!
@@ -24,17 +24,18 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use rustix::io::Errno as SysErrno;
-use rustix::net::RecvFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::out::{Out, Sent};
 use super::serve::{self, Reply};
 use super::session::{Checked, Operation, Reject, Session};
+use super::stream::{Received, Stream, StreamError};
 use super::wire::Request;
 use crate::export::ExportUser;
 use crate::lease::{Lease, Pace};
 use crate::pool;
+use crate::tls;
 use outport_block::Buf;
 use outport_block::authz::Peer;
 
@@ -65,6 +66,8 @@ const TURNS_MAX: u32 = 8;
 /// What the control plane hands over.
 pub(super) struct Handover {
     pub(super) fd: OwnedFd,
+    /// Its encryption, after the handshake.
+    pub(super) tls: Option<Box<tls::Session>>,
     pub(super) session: Box<Session>,
     pub(super) rest: Vec<u8>,
     pub(super) user: ExportUser,
@@ -103,6 +106,8 @@ enum End {
     Protocol(String),
     /// The socket, or a file in the middle of a reply, failed.
     System(SysErrno),
+    /// TLS failed.
+    Tls(String),
 }
 
 impl fmt::Display for End {
@@ -113,6 +118,7 @@ impl fmt::Display for End {
             Self::Grant => f.write_str("its grant has ended"),
             Self::Protocol(what) => f.write_str(what),
             Self::System(e) => write!(f, "{e}"),
+            Self::Tls(e) => write!(f, "TLS: {e}"),
         }
     }
 }
@@ -126,10 +132,20 @@ impl From<SysErrno> for End {
     }
 }
 
+impl From<StreamError> for End {
+    fn from(e: StreamError) -> Self {
+        match e {
+            StreamError::System(e) => e.into(),
+            StreamError::Tls(e) => Self::Tls(e.to_string()),
+        }
+    }
+}
+
 /// The life of a connection, from hand-over to its end.
 pub(super) async fn run(handover: Handover) {
     let Handover {
         fd,
+        tls,
         session,
         rest,
         user,
@@ -148,7 +164,7 @@ pub(super) async fn run(handover: Handover) {
         bytes: Cell::new(0),
     });
     let mut connection = Connection {
-        fd,
+        stream: Stream::resume(fd, tls),
         shared,
         input: Input::new(rest),
         out: Out::default(),
@@ -171,6 +187,7 @@ pub(super) async fn run(handover: Handover) {
         () = export.cut() => End::Export,
         () = ended => End::Grant,
     };
+    connection.stream.say_goodbye();
     drop(connection);
     pool::clear();
     drop(slot);
@@ -238,7 +255,7 @@ enum Pending {
 }
 
 struct Connection {
-    fd: AsyncFd<OwnedFd>,
+    stream: Stream,
     shared: Rc<Shared>,
     input: Input,
     out: Out,
@@ -278,15 +295,13 @@ impl Connection {
     fn turn(&mut self) -> Result<bool, End> {
         self.take_replies();
         let mut moved = self.process()?;
-        if !self.out.is_empty() {
+        if self.has_output() {
             let before = self.out.len();
-            if self.out.send(self.fd.get_ref())? == Sent::Blocked {
-                self.clear_writable();
-            }
+            self.send()?;
             moved |= self.out.len() != before;
         }
         if self.closing {
-            let idle = self.shared.in_flight.get() == 0 && self.out.is_empty();
+            let idle = self.shared.in_flight.get() == 0 && !self.has_output();
             return if idle && self.shared.replies.borrow().is_empty() {
                 Err(End::Client)
             } else {
@@ -311,8 +326,8 @@ impl Connection {
     async fn wait(&mut self) -> Result<(), End> {
         let paused_until = self.paused_until;
         let receive = self.may_receive();
-        let send = !self.out.is_empty();
-        let fd = &self.fd;
+        let send = self.has_output();
+        let fd = self.stream.fd();
         let readable = async {
             if receive {
                 fd.readable().await.map(|_| ())
@@ -361,33 +376,39 @@ impl Connection {
         if into.is_empty() {
             return Ok(false);
         }
-        match rustix::net::recv(self.fd.get_ref(), into, RecvFlags::DONTWAIT) {
-            Ok((0, _)) => {
+        match self.stream.try_receive(into)? {
+            Received::End => {
                 // The client closed its side: as DISC. It may still be reading.
                 self.closing = true;
                 Ok(true)
             }
-            Ok((n, _)) => {
+            Received::Bytes(n) => {
                 match &mut self.large {
                     Some(Pending::Payload(large)) => large.have += n,
                     _ => self.input.end += n,
                 }
                 Ok(true)
             }
-            Err(SysErrno::AGAIN) => {
-                self.clear_readiness();
-                Ok(false)
-            }
-            Err(SysErrno::INTR) => Ok(true),
-            Err(e) => Err(e.into()),
+            Received::Nothing => Ok(false),
         }
     }
 
-    /// The reactor reports edges: tell it that the socket was empty.
-    fn clear_readiness(&self) {
-        let _ = self.fd.try_io(tokio::io::Interest::READABLE, |_| {
-            Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock))
-        });
+    /// Something waits to be sent: replies, or what TLS has to say.
+    fn has_output(&self) -> bool {
+        !self.out.is_empty() || self.stream.wants_send()
+    }
+
+    /// Send what the socket takes.
+    fn send(&mut self) -> Result<Sent, End> {
+        let (socket, tls) = self.stream.sender();
+        let sent = match tls {
+            None => self.out.send(socket)?,
+            Some(tls) => self.out.send_sealed(socket, tls)?,
+        };
+        if sent == Sent::Blocked {
+            self.stream.clear_writable();
+        }
+        Ok(sent)
     }
 
     /// Use what was received; `true`: anything happened.
@@ -402,18 +423,11 @@ impl Connection {
                 break;
             }
             moved = true;
-            if self.out.len() >= BATCH_BYTES && self.out.send(self.fd.get_ref())? == Sent::Blocked {
-                self.clear_writable();
+            if self.out.len() >= BATCH_BYTES && self.send()? == Sent::Blocked {
                 break;
             }
         }
         Ok(moved)
-    }
-
-    fn clear_writable(&self) {
-        let _ = self.fd.try_io(tokio::io::Interest::WRITABLE, |_| {
-            Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock))
-        });
     }
 
     /// Continue a payload or a swallow; `false`: more input is needed.

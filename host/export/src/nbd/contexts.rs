@@ -102,7 +102,10 @@ mod tests {
         assert_eq!(ids(QueryKind::Set, false, &["base:"]), [0u32; 0]);
         assert_eq!(ids(QueryKind::List, false, &["qemu:"]), [1, 2, 3]);
         assert_eq!(ids(QueryKind::List, false, &["qemu:dirty-bitmap:"]), [2, 3]);
-        assert_eq!(ids(QueryKind::Set, false, &["qemu:dirty-bitmap:"]), [0u32; 0]);
+        assert_eq!(
+            ids(QueryKind::Set, false, &["qemu:dirty-bitmap:"]),
+            [0u32; 0]
+        );
         assert_eq!(ids(QueryKind::List, false, &["base", ":", ""]), [0u32; 0]);
     }
 

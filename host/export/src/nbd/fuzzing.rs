@@ -211,7 +211,11 @@ pub fn client_handshake(data: &[u8]) {
     let [setup, cut, data @ ..] = data else {
         return;
     };
-    let mut handshake = Handshake::new(if setup & 1 == 0 { "x" } else { "" });
+    let name = if setup & 1 == 0 { "x" } else { "" };
+    let mut handshake = match setup & 2 {
+        0 => Handshake::new(name),
+        _ => Handshake::encrypted(name),
+    };
     let piece = usize::from(*cut) + 1;
     let (mut at, mut end) = (0, 0);
     loop {
@@ -229,6 +233,10 @@ pub fn client_handshake(data: &[u8]) {
             handshake::Step::Send => {
                 let output = handshake.take_output();
                 assert!(!output.is_empty() && output.len() <= OUTPUT_MAX);
+            }
+            handshake::Step::StartTls => {
+                assert_eq!(at, end, "plaintext is left over");
+                handshake.tls_established();
             }
             handshake::Step::Done(agreed) => {
                 assert!(agreed.block_min.is_power_of_two());

@@ -26,7 +26,8 @@ pub mod server;
 pub mod session;
 mod socket;
 pub mod status;
+mod stream;
 pub mod wire;
 
 pub use listener::{Address, Bound, Listener};
-pub use server::{Server, ServerOptions};
+pub use server::{Admission, Server, ServerOptions, ServerTls};

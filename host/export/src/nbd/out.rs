@@ -2,11 +2,12 @@
 //!
 //! Owned by one connection on its iothread. Small replies are collected in one
 //! vector and leave in one `sendmsg`; large payload is sent from its buffer, or
-//! from the page cache by `sendfile`. Invariant: once a part began to go out,
+//! from the page cache by `sendfile`. With TLS all of it becomes records, which are full as long as
+//! there is enough to send. Invariant: once a part began to go out,
 //! all of it goes out or the connection ends.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -14,6 +15,9 @@ use std::sync::Arc;
 use outport_block::{Buf, Node};
 use rustix::io::Errno as SysErrno;
 use rustix::net::{SendAncillaryBuffer, SendFlags};
+
+use super::stream::{SEAL_MAX, Socket, StreamError};
+use crate::tls::Session;
 
 /// Parts of one `sendmsg`.
 const IOVECS_MAX: usize = 64;
@@ -85,6 +89,8 @@ pub(super) struct Out {
     spare: Option<Batch>,
     /// Where a reply is written before it is appended.
     head: Vec<u8>,
+    /// Where a piece of a file is read that is to be encrypted.
+    clear: Vec<u8>,
 }
 
 /// What an attempt to send came to.
@@ -245,7 +251,16 @@ impl Out {
                     }
                     0
                 }
-                Part::File { .. } => return,
+                Part::File { offset, left, .. } => {
+                    let took = (sent as u64).min(*left);
+                    *offset += took;
+                    *left -= took;
+                    sent -= took as usize;
+                    if *left > 0 {
+                        return;
+                    }
+                    0
+                }
             };
             if sent < left {
                 self.sent += sent;
@@ -262,6 +277,101 @@ impl Out {
                 _ => {}
             }
         }
+    }
+
+    /// Send what the socket takes, encrypted.
+    ///
+    /// # Errors
+    /// As [`Out::send`], or TLS has come to its end.
+    pub(super) fn send_sealed(
+        &mut self,
+        socket: &OwnedFd,
+        tls: &mut Session,
+    ) -> Result<Sent, StreamError> {
+        loop {
+            while tls.wants_send() {
+                match tls.send(&mut Socket(socket)) {
+                    Ok(_) => {}
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Sent::Blocked),
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => return Err(super::socket::errno(e).into()),
+                }
+            }
+            if self.parts.is_empty() {
+                return Ok(Sent::All);
+            }
+            let sealed = self.seal(tls)?;
+            self.advance(sealed);
+        }
+    }
+
+    /// Encrypts the front of the queue; how much of it.
+    fn seal(&mut self, tls: &mut Session) -> Result<usize, StreamError> {
+        let mut clear = std::mem::take(&mut self.clear);
+        let mut ready = self.read_ahead(&mut clear)?;
+        let mut slices: [IoSlice<'_>; IOVECS_MAX] = std::array::from_fn(|_| IoSlice::new(&[]));
+        let (mut count, mut room, mut skip) = (0, SEAL_MAX, self.sent);
+        for part in self.parts.iter().take(IOVECS_MAX) {
+            let (bytes, whole) = match part {
+                Part::Bytes(batch) => (&batch.as_slice()[skip..], true),
+                Part::Payload(buf) => (&buf.as_slice()[skip..], true),
+                Part::Zeroes(len) => {
+                    let now = (*len).min(ZEROES.len() as u64);
+                    (&ZEROES[..now as usize], now == *len)
+                }
+                // Only the first file was read, and only if there is room for it.
+                Part::File { .. } if ready == 0 => break,
+                Part::File { left, .. } => {
+                    let read = std::mem::take(&mut ready);
+                    (&clear[..read], read as u64 == *left)
+                }
+            };
+            skip = 0;
+            let now = bytes.len().min(room);
+            slices[count] = IoSlice::new(&bytes[..now]);
+            count += 1;
+            room -= now;
+            if room == 0 || !whole {
+                break;
+            }
+        }
+        let sealed = tls.write(&slices[..count])?;
+        self.clear = clear;
+        Ok(sealed)
+    }
+
+    /// Reads the first file of the queue if it may be among what is encrypted next; how much.
+    fn read_ahead(&self, into: &mut Vec<u8>) -> Result<usize, StreamError> {
+        let mut room = SEAL_MAX as u64 + self.sent as u64;
+        let mut parts = self.parts.iter().take(IOVECS_MAX);
+        let (node, offset, wanted) = loop {
+            let len = match parts.next() {
+                Some(Part::File { node, offset, left }) => break (node, *offset, room.min(*left)),
+                Some(Part::Bytes(batch)) => batch.end as u64,
+                Some(Part::Payload(buf)) => buf.len() as u64,
+                Some(Part::Zeroes(len)) => *len,
+                None => return Ok(0),
+            };
+            if len >= room {
+                return Ok(0);
+            }
+            room -= len;
+        };
+        let file = node.host_file().ok_or(SysErrno::IO)?;
+        let wanted = wanted.min(SEAL_MAX as u64) as usize;
+        into.resize(SEAL_MAX, 0);
+        let read = loop {
+            match rustix::io::pread(file.as_fd(), &mut into[..wanted], offset) {
+                Err(SysErrno::INTR) => {}
+                read => break read?,
+            }
+        };
+        // Beyond its end there are zeroes.
+        if read == 0 {
+            into[..wanted].fill(0);
+            return Ok(wanted);
+        }
+        Ok(read)
     }
 
     fn send_file(&mut self, socket: &OwnedFd) -> Result<(), SysErrno> {

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -17,12 +18,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::connection::{self, Handover};
 use super::exports::{BlockSizes, ContextInfo, ExportFlags, ExportInfo, Exports, Lookup, Purpose};
-use super::haggle::{Config, Haggle, Step};
+use super::haggle::{Config, Haggle, Step, TlsMode};
 use super::listener::{Accepted, Listener};
-use super::socket;
-use crate::access::{Access, Occasion};
+use super::stream::Stream;
+use crate::access::{Access, Occasion, Policies};
 use crate::export::{Export, ExportUser, NoEntry};
 use crate::lease::Lease;
+use crate::tls::{self, Credentials};
 
 /// Unlimited, as far as a semaphore can count.
 const UNLIMITED: usize = Semaphore::MAX_PERMITS;
@@ -44,6 +46,24 @@ impl Default for ServerOptions {
             handshake_max_seconds: 10,
         }
     }
+}
+
+/// TLS of a server: then nothing is said in the clear.
+#[derive(Debug)]
+pub struct ServerTls {
+    /// What it proves itself with and whom it believes; may be replaced while it runs.
+    pub credentials: Arc<Credentials>,
+    /// QEMU's question, after the handshake; `None`: whoever proves a believed identity gets on.
+    pub admission: Option<Admission>,
+}
+
+/// Who is asked about an identity that TLS proved (`tls-authz`).
+#[derive(Debug)]
+pub struct Admission {
+    /// All policies.
+    pub policies: Policies,
+    /// Id of the one that is asked; looked for whenever it is.
+    pub policy: String,
 }
 
 #[derive(Debug, Default)]
@@ -205,22 +225,30 @@ pub struct Server {
     slots: Arc<Semaphore>,
     /// A place is reserved for whoever connects next.
     awaits: Arc<AtomicBool>,
+    tls: Option<Rc<ServerTls>>,
 }
 
 impl Server {
     /// Start accepting; `access` is asked about every client, before its export is. Call inside a
-    /// tokio runtime.
+    /// tokio `LocalSet`.
     #[must_use]
-    pub fn start(listener: Listener, options: ServerOptions, access: Access) -> Self {
+    pub fn start(
+        listener: Listener,
+        options: ServerOptions,
+        tls: Option<ServerTls>,
+        access: Access,
+    ) -> Self {
+        let tls = tls.map(Rc::new);
         let registry = Arc::new(Registry::default());
         let listener = Arc::new(listener);
         let (stop, stopped) = watch::channel(false);
         let slots = Arc::new(Semaphore::new(limit(options)));
         let awaits = Arc::new(AtomicBool::new(false));
-        tokio::spawn(accept_loop(
+        tokio::task::spawn_local(accept_loop(
             listener.clone(),
             registry.clone(),
             Arc::new(access),
+            tls.clone(),
             options,
             slots.clone(),
             awaits.clone(),
@@ -233,7 +261,14 @@ impl Server {
             options,
             slots,
             awaits,
+            tls,
         }
+    }
+
+    /// What it encrypts with, if it does.
+    #[must_use]
+    pub fn credentials(&self) -> Option<&Arc<Credentials>> {
+        self.tls.as_ref().map(|tls| &tls.credentials)
     }
 
     /// Clients now, those in their handshake included.
@@ -302,6 +337,7 @@ async fn accept_loop(
     listener: Arc<Listener>,
     registry: Arc<Registry>,
     access: Arc<Access>,
+    tls: Option<Rc<ServerTls>>,
     options: ServerOptions,
     slots: Arc<Semaphore>,
     awaits: Arc<AtomicBool>,
@@ -325,11 +361,12 @@ async fn accept_loop(
         };
         match accepted {
             Ok(accepted) => {
-                tokio::spawn(handshake(
+                tokio::task::spawn_local(handshake(
                     accepted,
                     slot,
                     registry.clone(),
                     access.clone(),
+                    tls.clone(),
                     options,
                     stopped.clone(),
                 ));
@@ -348,6 +385,7 @@ async fn handshake(
     slot: OwnedSemaphorePermit,
     registry: Arc<Registry>,
     access: Arc<Access>,
+    tls: Option<Rc<ServerTls>>,
     options: ServerOptions,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -359,7 +397,7 @@ async fn handshake(
         place: None,
         grant: None,
     };
-    let work = negotiate(accepted.fd, visitor);
+    let work = negotiate(accepted.fd, visitor, tls.as_deref());
     let limit = match options.handshake_max_seconds {
         0 => Duration::from_secs(u64::from(u32::MAX)),
         n => Duration::from_secs(u64::from(n)),
@@ -376,6 +414,8 @@ async fn handshake(
         Ok(Ok(negotiated)) => {
             let Negotiated {
                 fd,
+                tls,
+                peer,
                 session,
                 rest,
                 user,
@@ -384,6 +424,7 @@ async fn handshake(
             let export = user.export().clone();
             let handover = Handover {
                 fd,
+                tls,
                 session,
                 rest,
                 user,
@@ -400,6 +441,9 @@ async fn handshake(
 
 struct Negotiated {
     fd: OwnedFd,
+    tls: Option<Box<tls::Session>>,
+    /// With what TLS proved.
+    peer: Peer,
     session: Box<super::session::Session>,
     /// Bytes that belong to the transmission phase already.
     rest: Vec<u8>,
@@ -409,14 +453,19 @@ struct Negotiated {
     lease: Option<Arc<Lease>>,
 }
 
-async fn negotiate(fd: OwnedFd, mut visitor: Visitor<'_>) -> Result<Negotiated, String> {
+async fn negotiate(
+    fd: OwnedFd,
+    mut visitor: Visitor<'_>,
+    tls: Option<&ServerTls>,
+) -> Result<Negotiated, String> {
     let fd = connection::register(fd).map_err(|e| e.to_string())?;
+    let mut stream = Stream::new(fd);
     let mut haggle = Haggle::new(Config {
         extended_headers: true,
+        tls: tls.map_or(TlsMode::None, |_| TlsMode::Forced),
         ..Config::default()
     });
     let mut input: Vec<u8> = Vec::new();
-    let mut chunk = [0; 4096];
     loop {
         let (used, step) = haggle.input(&input);
         input.drain(..used);
@@ -428,13 +477,7 @@ async fn negotiate(fd: OwnedFd, mut visitor: Visitor<'_>) -> Result<Negotiated, 
             Step::NeedInput => {
                 // Still haggling: it was refused after all.
                 visitor.place = None;
-                let n = socket::receive(&fd, &mut chunk)
-                    .await
-                    .map_err(|e| e.to_string())?;
-                if n == 0 {
-                    return Err("end of stream".to_owned());
-                }
-                input.extend_from_slice(&chunk[..n]);
+                receive(&mut stream, &mut input).await?;
             }
             Step::Send => {
                 let output = haggle.take_output();
@@ -446,15 +489,23 @@ async fn negotiate(fd: OwnedFd, mut visitor: Visitor<'_>) -> Result<Negotiated, 
                 };
                 // Who does not read must not keep an export that is to go.
                 tokio::select! {
-                    sent = socket::send(&fd, &output) => sent.map_err(|e| e.to_string())?,
+                    sent = stream.send(&output) => sent.map_err(|e| e.to_string())?,
                     () = cut => return Err("the export was shut down".to_owned()),
                 }
+            }
+            Step::StartTls => {
+                let tls = tls.ok_or("TLS without credentials")?;
+                start_tls(&mut stream, tls, &mut visitor.peer).await?;
+                haggle.tls_established();
             }
             Step::Enter(session) => {
                 let user = visitor.place.ok_or("an entrance without a place")?;
                 let begin = |(access, facts, grant)| Lease::begin(access, facts, grant);
+                let (fd, tls) = stream.into_parts();
                 return Ok(Negotiated {
-                    fd: fd.into_inner(),
+                    fd,
+                    tls,
+                    peer: visitor.peer,
                     session,
                     rest: input,
                     user,
@@ -465,11 +516,64 @@ async fn negotiate(fd: OwnedFd, mut visitor: Visitor<'_>) -> Result<Negotiated, 
                 let last = haggle.take_output();
                 if !last.is_empty() {
                     // The client may be gone already, and may be right to be.
-                    let _ = socket::send(&fd, &last).await;
+                    let _ = stream.send(&last).await;
                 }
+                stream.say_goodbye();
                 return Err(reason.to_string());
             }
-            Step::StartTls => return Err("a step that was not expected here".to_owned()),
+        }
+    }
+}
+
+/// Receives what there is behind what is there already.
+async fn receive(stream: &mut Stream, input: &mut Vec<u8>) -> Result<(), String> {
+    let mut chunk = [0; 4096];
+    let n = stream.receive(&mut chunk).await;
+    let n = n.map_err(|e| e.to_string())?;
+    if n == 0 {
+        return Err("end of stream".to_owned());
+    }
+    input.extend_from_slice(&chunk[..n]);
+    Ok(())
+}
+
+/// The TLS handshake, and then the question who the client is. A TLS 1.3 client sees a handshake
+/// that succeeded and then the end of the stream if it is refused, as with QEMU (spec qmp.md 5.5).
+async fn start_tls(stream: &mut Stream, tls: &ServerTls, peer: &mut Peer) -> Result<(), String> {
+    let session = tls.credentials.accept()?;
+    let started = stream.start_tls(session).await;
+    let proven = match started.map_err(|e| e.to_string()) {
+        Ok(()) => stream.session().ok_or("no session")?.proven(),
+        Err(reason) => Err(reason),
+    };
+    let admitted = match proven {
+        Ok(proven) => {
+            peer.identity = proven.dn.unwrap_or_default();
+            peer.tls = Some(proven.tls);
+            admit(tls, peer, proven.has_certificate).await
+        }
+        Err(reason) => Err(reason),
+    };
+    // Who is kept out is an administrator's business.
+    admitted.inspect_err(|reason| tracing::warn!(%peer, reason, "TLS client refused"))
+}
+
+/// Who did not have to prove a name is not held against it (spec qmp.md 5.5).
+async fn admit(tls: &ServerTls, peer: &Peer, has_certificate: bool) -> Result<(), String> {
+    let Some(admission) = tls.admission.as_ref().filter(|_| has_certificate) else {
+        return Ok(());
+    };
+    let facts = Facts {
+        peer: peer.clone(),
+        ..Facts::default()
+    };
+    let policies = &admission.policies;
+    let decision = policies.ask(&admission.policy, &facts, Occasion::Entry);
+    match decision.await {
+        Decision::Allow(_) => Ok(()),
+        Decision::Deny(reason) => {
+            let dn = &peer.identity;
+            Err(format!("TLS x509 authz check for {dn} is denied: {reason}"))
         }
     }
 }

@@ -24,8 +24,67 @@ qapi! {
         MonitorQmp = "monitor-qmp",
         /// A password or a key.
         Secret = "secret",
+        /// Anonymous TLS, which is refused.
+        TlsCredsAnon = "tls-creds-anon",
+        /// TLS with pre-shared keys.
+        TlsCredsPsk = "tls-creds-psk",
+        /// TLS with certificates.
+        TlsCredsX509 = "tls-creds-x509",
         /// A sandboxed component (ours).
         WasmPlugin = "wasm-plugin",
+    }
+
+    /// Side of a TLS handshake.
+    enum QCryptoTLSCredsEndpoint {
+        /// The one that connects.
+        Client = "client",
+        /// The one that accepts.
+        Server = "server",
+    }
+
+    /// The properties of TLS without identities.
+    #[derive(Default)]
+    struct TlsCredsAnonProperties {
+        /// Whether the other side has to prove who it is; yes if absent.
+        verify_peer: Option<bool> = "verify-peer",
+        /// Where parameters lie.
+        dir: Option<String>,
+        /// Which side they are for; `client` if absent.
+        endpoint: Option<QCryptoTLSCredsEndpoint>,
+        /// What is offered, in GnuTLS' words.
+        priority: Option<String>,
+    }
+
+    /// The properties of TLS with pre-shared keys.
+    #[derive(Default)]
+    struct TlsCredsPskProperties {
+        /// Whether the other side has to prove who it is; keys always do.
+        verify_peer: Option<bool> = "verify-peer",
+        /// Where `keys.psk` lies.
+        dir: Option<String>,
+        /// Which side they are for; `client` if absent.
+        endpoint: Option<QCryptoTLSCredsEndpoint>,
+        /// What is offered, in GnuTLS' words.
+        priority: Option<String>,
+        /// Whose key a client shows; `qemu` if absent.
+        username: Option<String>,
+    }
+
+    /// The properties of TLS with certificates.
+    #[derive(Default)]
+    struct TlsCredsX509Properties {
+        /// Whether the other side has to prove who it is; yes if absent.
+        verify_peer: Option<bool> = "verify-peer",
+        /// Where the certificates and keys lie.
+        dir: Option<String>,
+        /// Which side they are for; `client` if absent.
+        endpoint: Option<QCryptoTLSCredsEndpoint>,
+        /// What is offered, in GnuTLS' words: versions are heeded.
+        priority: Option<String>,
+        /// Whether the own certificates are checked when the object is made; yes if absent.
+        sanity_check: Option<bool> = "sanity-check",
+        /// Secret with the password of the private keys.
+        passwordid: Option<String>,
     }
 
     /// The properties of an iothread.
@@ -173,6 +232,12 @@ qapi! {
         MonitorQmp(MonitorQmpProperties) = "monitor-qmp",
         /// A password or a key.
         Secret(SecretProperties) = "secret",
+        /// Anonymous TLS, which is refused.
+        TlsCredsAnon(TlsCredsAnonProperties) = "tls-creds-anon",
+        /// TLS with pre-shared keys.
+        TlsCredsPsk(TlsCredsPskProperties) = "tls-creds-psk",
+        /// TLS with certificates.
+        TlsCredsX509(TlsCredsX509Properties) = "tls-creds-x509",
         /// A sandboxed component (ours).
         WasmPlugin(WasmPluginProperties) = "wasm-plugin",
     }

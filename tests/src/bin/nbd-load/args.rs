@@ -13,6 +13,7 @@ nbd-load: a load generator that leaves the NBD server as the bottleneck
 
   nbd-load (--unix PATH | --tcp HOST:PORT) [options]
 
+  --tls-ca FILE         use TLS; the server is localhost of this authority (one connection)
   --export NAME         export to open (default: the empty name)
   --op OP               read | write | zero | trim | flush         (default read)
   --order ORDER         random | sequential | once                 (default random)
@@ -48,6 +49,8 @@ pub(crate) enum Order {
 #[derive(Clone, Debug)]
 pub(crate) struct Args {
     pub(crate) address: Address,
+    /// PEM of the authority; `None`: no TLS.
+    pub(crate) authority: Option<Vec<u8>>,
     pub(crate) export: String,
     pub(crate) op: u16,
     pub(crate) order: Order,
@@ -72,6 +75,7 @@ impl Args {
     pub(crate) fn parse(words: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut args = Self {
             address: Address::Unix(PathBuf::new()),
+            authority: None,
             export: String::new(),
             op: cmd::READ,
             order: Order::Random,
@@ -123,6 +127,10 @@ impl Args {
                     .map_err(|why| why.to_string())?
                     .next();
                 self.address = Address::Tcp(found.ok_or("no such host")?);
+            }
+            "--tls-ca" => {
+                let read = std::fs::read(value);
+                self.authority = Some(read.map_err(|why| why.to_string())?);
             }
             "--export" => self.export = value.into(),
             "--op" => self.op = command(value)?,

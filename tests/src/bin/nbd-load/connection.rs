@@ -164,7 +164,7 @@ impl Connection {
                 }
                 let mut parts = &mut parts[..];
                 IoSlice::advance_slices(&mut parts, self.sent);
-                self.write_vectored(parts)
+                write_vectored(&mut self.socket, parts)
             };
             match wrote {
                 Ok(bytes) => {
@@ -178,13 +178,6 @@ impl Connection {
             }
         }
         Ok(())
-    }
-
-    fn write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        match &self.socket {
-            Socket::Unix(socket) => (&mut &*socket).write_vectored(parts),
-            Socket::Tcp(socket) => (&mut &*socket).write_vectored(parts),
-        }
     }
 
     /// Receives once and takes in what came; false when nothing was there.
@@ -263,5 +256,13 @@ impl Connection {
                 format!("reply magic {other:x}"),
             )),
         }
+    }
+}
+
+fn write_vectored(socket: &mut Socket, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+    match socket {
+        Socket::Unix(socket) => socket.write_vectored(parts),
+        Socket::Tcp(socket) => socket.write_vectored(parts),
+        Socket::Tls(socket) => socket.write_vectored(parts),
     }
 }

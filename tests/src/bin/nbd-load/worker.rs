@@ -26,7 +26,7 @@ pub(crate) fn connect(args: &Args, first: usize) -> io::Result<Vec<Connection>> 
     (first..args.connections)
         .step_by(args.threads)
         .map(|number| {
-            let mut haggle = Haggle::connect(&args.address)?;
+            let mut haggle = haggle(args)?;
             if !args.simple {
                 // An old server may refuse; simple replies then.
                 let _ = haggle.structured_replies();
@@ -39,6 +39,14 @@ pub(crate) fn connect(args: &Args, first: usize) -> io::Result<Vec<Connection>> 
             Ok(connection)
         })
         .collect()
+}
+
+fn haggle(args: &Args) -> io::Result<Haggle> {
+    let haggle = Haggle::connect(&args.address)?;
+    match &args.authority {
+        Some(authority) => haggle.start_tls(authority),
+        None => Ok(haggle),
+    }
 }
 
 /// The part of the export that connection `number` visits, and in which order.
@@ -145,7 +153,7 @@ impl Mark {
 
 /// One FLUSH on a connection of its own.
 fn flush(args: &Args) -> io::Result<Duration> {
-    let mut client = Haggle::connect(&args.address)?.go(&args.export)?;
+    let mut client = haggle(args)?.go(&args.export)?;
     client.socket().set_timeout(None)?;
     let start = Instant::now();
     client

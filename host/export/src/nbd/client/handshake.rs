@@ -30,6 +30,8 @@ const OLDSTYLE_LEN: usize = 8 + 4 + 124;
 /// The metadata context that every client wants.
 const ALLOCATION: &str = "base:allocation";
 
+const NO_STARTTLS: &str = "Server does not support STARTTLS";
+
 /// Payload that a server takes without saying more.
 const PAYLOAD_DEFAULT: u32 = 32 << 20;
 
@@ -59,6 +61,8 @@ pub enum Step {
     NeedInput,
     /// Send [`Handshake::take_output`].
     Send,
+    /// Do the client's side of a TLS handshake, then call [`Handshake::tls_established`].
+    StartTls,
     /// The transmission phase begins.
     Done(Agreed),
     /// The handshake failed; the sentence says how.
@@ -73,6 +77,8 @@ enum State {
     ServerFlags,
     /// Waits for the reply to this option.
     Option(OptionId),
+    /// The server awaits a TLS handshake.
+    StartTls,
     /// Waits for size and flags after EXPORT_NAME.
     ExportName,
     Over,
@@ -82,6 +88,8 @@ enum State {
 #[derive(Debug)]
 pub struct Handshake {
     export: String,
+    /// Nothing but STARTTLS is said in the clear.
+    needs_tls: bool,
     state: State,
     output: Vec<u8>,
     no_zeroes: bool,
@@ -98,6 +106,7 @@ impl Handshake {
     pub fn new(export: &str) -> Self {
         Self {
             export: export.to_owned(),
+            needs_tls: false,
             state: State::Magic,
             output: Vec::new(),
             no_zeroes: false,
@@ -115,6 +124,23 @@ impl Handshake {
         }
     }
 
+    /// The same for a server that has to encrypt.
+    #[must_use]
+    pub fn encrypted(export: &str) -> Self {
+        Self {
+            needs_tls: true,
+            ..Self::new(export)
+        }
+    }
+
+    /// The connection is encrypted now.
+    pub fn tls_established(&mut self) {
+        if self.state == State::StartTls {
+            self.needs_tls = false;
+            self.ask(OptionId::EXTENDED_HEADERS);
+        }
+    }
+
     /// What is to be sent.
     pub fn take_output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.output)
@@ -128,7 +154,7 @@ impl Handshake {
             State::ServerMagic => "server magic",
             State::ServerFlags => "server flags",
             State::Oldstyle => "export length",
-            State::Option(_) => "option reply",
+            State::Option(_) | State::StartTls => "option reply",
             State::ExportName | State::Over => "export length",
         };
         format!("Failed to read {what}: {reason}")
@@ -142,6 +168,13 @@ impl Handshake {
                 return (used, Step::Send);
             }
             let rest = &input[used..];
+            if self.state == State::StartTls {
+                // Whoever can write into the clear stream must not be taken for the server.
+                return match rest.is_empty() {
+                    true => (used, Step::StartTls),
+                    false => (used, self.over("Server sent plaintext behind STARTTLS")),
+                };
+            }
             let len = match self.wants(rest) {
                 Ok(len) => len,
                 Err(sentence) => return (used, self.over(&sentence)),
@@ -174,7 +207,7 @@ impl Handshake {
             State::Oldstyle => OLDSTYLE_LEN,
             State::ExportName if self.no_zeroes => 10,
             State::ExportName => 10 + EXPORT_NAME_PADDING,
-            State::Over => return Err("the handshake is over".to_owned()),
+            State::StartTls | State::Over => return Err("the handshake is over".to_owned()),
             State::Option(option) => match input.first_chunk::<20>() {
                 None => 20,
                 Some(header) => check_header(option, header)?,
@@ -196,7 +229,8 @@ impl Handshake {
                 }
                 other => return Err(format!("Bad server magic received: 0x{other:x}")),
             },
-            State::ServerFlags => self.greet(number(bytes) as u16),
+            State::ServerFlags => self.greet(number(bytes) as u16)?,
+            State::Oldstyle if self.needs_tls => return Err(NO_STARTTLS.to_owned()),
             State::Oldstyle => {
                 let flags = number(&bytes[8..12]);
                 if flags & !0xffff != 0 {
@@ -213,12 +247,12 @@ impl Handshake {
                 let kind = number(&bytes[12..16]) as u32;
                 return self.reply(option, kind, &bytes[20..]);
             }
-            State::Over => {}
+            State::StartTls | State::Over => {}
         }
         Ok(None)
     }
 
-    fn greet(&mut self, bits: u16) {
+    fn greet(&mut self, bits: u16) -> Result<(), String> {
         let server = HandshakeFlags::from_bits_truncate(bits);
         let mut flags = ClientFlags::empty();
         let fixed = server.contains(HandshakeFlags::FIXED_NEWSTYLE);
@@ -226,12 +260,14 @@ impl Handshake {
         self.no_zeroes = server.contains(HandshakeFlags::NO_ZEROES);
         flags.set(ClientFlags::NO_ZEROES, self.no_zeroes);
         self.output.extend_from_slice(&flags.bits().to_be_bytes());
-        // A server that is not fixed may hang up over any option but this one.
-        self.ask(if fixed {
-            OptionId::EXTENDED_HEADERS
-        } else {
-            OptionId::EXPORT_NAME
+        // A server that is not fixed may hang up over any option but EXPORT_NAME.
+        self.ask(match (fixed, self.needs_tls) {
+            (true, true) => OptionId::STARTTLS,
+            (true, false) => OptionId::EXTENDED_HEADERS,
+            (false, true) => return Err(NO_STARTTLS.to_owned()),
+            (false, false) => OptionId::EXPORT_NAME,
         });
+        Ok(())
     }
 
     fn ask(&mut self, option: OptionId) {
@@ -272,6 +308,8 @@ impl Handshake {
         }
         match option {
             OptionId::GO => return self.reply_to_go(kind, data),
+            OptionId::STARTTLS if kind == Rep::Ack as u32 => self.state = State::StartTls,
+            OptionId::STARTTLS if refused => return Err(refusal(kind, option)),
             OptionId::SET_META_CONTEXT => return self.reply_to_context(kind, data),
             _ if kind == Rep::Ack as u32 => {
                 self.agreed.mode = match option {
@@ -340,7 +378,7 @@ impl Handshake {
                 said = shown(data),
                 "refused by the server"
             );
-            return Err(refusal(kind));
+            return Err(refusal(kind, OptionId::GO));
         }
         if kind != Rep::Info as u32 {
             return Err(format!(
@@ -476,8 +514,8 @@ fn unexpected(option: OptionId, kind: u32) -> String {
 }
 
 /// Why there is no export, in QEMU's words.
-fn refusal(kind: u32) -> String {
-    let go = "option 7 (go)";
+fn refusal(kind: u32, option: OptionId) -> String {
+    let go = format!("option {} ({})", option.0, option_name(option));
     match kind & 0x7fff_ffff {
         2 => format!("Denied by server for {go}"),
         3 => format!("Invalid parameters for {go}"),

@@ -11,20 +11,17 @@
 //! what is with the server when the stream ends is sent again or fails, never forgotten.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
-use std::os::fd::OwnedFd;
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 
 use outport_block::Errno;
 use outport_block::engine::transfer::Payload;
 use rustix::io::Errno as SysErrno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
 use super::super::reply::ReplyMode;
+use super::super::stream::{Received, Stream, StreamError};
 use super::super::wire::{Command, CommandFlags, Request};
 use super::super::{connection, socket};
 use super::ClientOptions;
@@ -79,36 +76,52 @@ async fn establish(options: &ClientOptions) -> Result<Connection, String> {
     let work = async {
         let fd = options.server.connect().await?;
         let fd = connection::register(fd).map_err(|e| e.to_string())?;
-        shake(fd, &options.export).await
+        shake(Stream::new(fd), options).await
     };
     let limited = tokio::time::timeout(HANDSHAKE_MAX, work).await;
     limited.unwrap_or_else(|_| Err("The NBD server does not finish its handshake".to_owned()))
 }
 
-async fn shake(fd: AsyncFd<OwnedFd>, export: &str) -> Result<Connection, String> {
-    let mut handshake = Handshake::new(export);
+async fn shake(mut stream: Stream, options: &ClientOptions) -> Result<Connection, String> {
+    let mut handshake = match &options.tls {
+        Some(_) => Handshake::encrypted(&options.export),
+        None => Handshake::new(&options.export),
+    };
     let mut input = Vec::new();
     let mut chunk = vec![0; 4096];
     loop {
         let (used, step) = handshake.drive(&input);
         input.drain(..used);
         match step {
-            Step::NeedInput => match socket::receive(&fd, &mut chunk).await {
+            Step::NeedInput => match stream.receive(&mut chunk).await {
                 Ok(0) => return Err(handshake.ended(END_OF_FILE)),
                 Ok(n) => input.extend_from_slice(&chunk[..n]),
-                Err(e) => {
-                    let reason = outport_block::strerror(e.raw_os_error());
-                    let reason = format!("Unable to read from socket: {reason}");
-                    return Err(handshake.ended(&reason));
-                }
+                Err(e) => return Err(handshake.ended(&unreadable(&e))),
             },
             Step::Send => {
                 // If the server hung up, reading says so in better words.
-                let _ = socket::send(&fd, &handshake.take_output()).await;
+                let _ = stream.send(&handshake.take_output()).await;
             }
-            Step::Done(agreed) => return Ok(Connection::new(fd, agreed, input)),
+            Step::StartTls => {
+                let tls = options.tls.as_ref().ok_or("no TLS credentials")?;
+                let session = tls.credentials.connect(tls.hostname.as_deref())?;
+                let started = stream.start_tls(session).await;
+                started.map_err(|e| tls.refusal(&e))?;
+                handshake.tls_established();
+            }
+            Step::Done(agreed) => return Ok(Connection::new(stream, agreed, input)),
             Step::Fail(sentence) => return Err(sentence),
         }
+    }
+}
+
+fn unreadable(e: &StreamError) -> String {
+    match e {
+        StreamError::System(e) => {
+            let reason = outport_block::strerror(e.raw_os_error());
+            format!("Unable to read from socket: {reason}")
+        }
+        StreamError::Tls(e) => format!("Cannot read from TLS channel: {e}"),
     }
 }
 
@@ -123,9 +136,18 @@ enum Lost {
     Protocol(String),
 }
 
+impl From<StreamError> for Lost {
+    fn from(e: StreamError) -> Self {
+        Self::Stream(match e {
+            StreamError::System(e) => outport_block::strerror(e.raw_os_error()),
+            StreamError::Tls(e) => format!("TLS: {e}"),
+        })
+    }
+}
+
 impl From<SysErrno> for Lost {
     fn from(e: SysErrno) -> Self {
-        Self::Stream(outport_block::strerror(e.raw_os_error()))
+        StreamError::from(e).into()
     }
 }
 
@@ -257,7 +279,7 @@ impl Piece {
 }
 
 struct Connection {
-    fd: AsyncFd<OwnedFd>,
+    stream: Stream,
     agreed: Agreed,
     receiver: Receiver,
     /// By slot, with the order in which they were sent.
@@ -279,12 +301,12 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(fd: AsyncFd<OwnedFd>, agreed: Agreed, rest: Vec<u8>) -> Self {
+    fn new(stream: Stream, agreed: Agreed, rest: Vec<u8>) -> Self {
         let end = rest.len();
         let mut input = rest;
         input.resize(RECEIVE.max(end), 0);
         Self {
-            fd,
+            stream,
             agreed,
             receiver: Receiver::new(agreed.mode, agreed.allocation),
             open: Vec::new(),
@@ -356,10 +378,12 @@ impl Connection {
                 None => std::future::pending().await,
             }
         };
+        let fd = self.stream.fd();
+        let sends = !self.out.is_empty() || self.stream.wants_send();
         tokio::select! {
             biased;
-            ready = self.fd.readable() => ready.map(drop),
-            ready = self.fd.writable(), if !self.out.is_empty() => ready.map(drop),
+            ready = fd.readable() => ready.map(drop),
+            ready = fd.writable(), if sends => ready.map(drop),
             () = queue.wake.notified(), if room => Ok(()),
             () = until => Ok(()),
         }
@@ -445,19 +469,14 @@ impl Connection {
                     break;
                 }
             }
-            let sent = self.fd.try_io(Interest::WRITABLE, |fd| {
-                let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-                let mut nothing = SendAncillaryBuffer::default();
-                rustix::net::sendmsg(fd, &vector, &mut nothing, flags).map_err(io::Error::from)
-            });
-            match sent {
-                Ok(n) => self.forget(n),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(moved),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(socket::errno(e).into()),
+            let sent = self.stream.try_send(&vector)?;
+            if sent == 0 {
+                return Ok(moved);
             }
+            self.forget(sent);
             moved = true;
         }
+        self.stream.try_flush()?;
         Ok(moved)
     }
 
@@ -482,19 +501,11 @@ impl Connection {
             self.start = 0;
         }
         let room = &mut self.input[self.end..];
-        let received = self.fd.try_io(Interest::READABLE, |fd| {
-            let received = rustix::net::recv(fd, room, RecvFlags::DONTWAIT);
-            received.map(|(n, _)| n).map_err(io::Error::from)
-        });
-        match received {
-            Ok(0) => return Err(Lost::Stream(END_OF_FILE.to_owned())),
-            Ok(n) => self.end += n,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && self.start == self.end => {
-                return Ok(false);
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(true),
-            Err(e) => return Err(socket::errno(e).into()),
+        match self.stream.try_receive(room)? {
+            Received::End => return Err(Lost::Stream(END_OF_FILE.to_owned())),
+            Received::Bytes(n) => self.end += n,
+            Received::Nothing if self.start == self.end => return Ok(false),
+            Received::Nothing => {}
         }
         self.hand_out()
     }
@@ -563,7 +574,7 @@ impl Connection {
         for piece in std::mem::take(&mut self.out) {
             for slice in piece.slices() {
                 // Whether it is heard does not matter.
-                let _ = socket::send(&self.fd, slice).await;
+                let _ = self.stream.send(slice).await;
             }
         }
     }

@@ -24,6 +24,8 @@ use std::time::Duration;
 use outport_block::IoThread;
 use outport_block::remote::Remote;
 
+use super::stream::StreamError;
+use crate::tls::{Credentials, Distrust};
 pub use dial::ServerAddress;
 use queue::Queue;
 use remote::NbdRemote;
@@ -40,6 +42,36 @@ pub struct ClientOptions {
     pub reconnect_delay: Duration,
     /// For so long the first connection is tried again; zero: once.
     pub open_timeout: Duration,
+    /// Nothing is said in the clear then.
+    pub tls: Option<ClientTls>,
+}
+
+/// TLS of a connection to a server.
+#[derive(Debug)]
+pub struct ClientTls {
+    /// What this side proves itself with and whom it believes.
+    pub credentials: Arc<Credentials>,
+    /// The server's name, which its certificate has to be for.
+    pub hostname: Option<String>,
+}
+
+impl ClientTls {
+    /// Why a handshake failed, in QEMU's words where it has some.
+    fn refusal(&self, error: &StreamError) -> String {
+        let StreamError::Tls(failure) = error else {
+            return format!("TLS handshake failed: {error}");
+        };
+        match failure.distrust() {
+            Some(Distrust::Name) => {
+                let name = self.hostname.as_deref().unwrap_or_default();
+                format!("Certificate does not match the hostname {name}")
+            }
+            Some(Distrust::Issuer) => "The certificate hasn't got a known issuer".to_owned(),
+            Some(Distrust::Revoked) => "The certificate has been revoked".to_owned(),
+            Some(Distrust::Other) => "The certificate is not trusted".to_owned(),
+            None => format!("TLS handshake failed: {failure}"),
+        }
+    }
 }
 
 /// An export that was connected to.

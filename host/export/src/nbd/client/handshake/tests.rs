@@ -36,6 +36,7 @@ fn meet(answers: &[(u32, Vec<u8>)], piece: usize) -> Result<Agreed, String> {
         match step {
             Step::Done(agreed) => return Ok(agreed),
             Step::Fail(sentence) => return Err(sentence),
+            Step::StartTls => return Err("TLS".to_owned()),
             Step::NeedInput if end == input.len() => return Err(handshake.ended("end")),
             Step::NeedInput => {
                 // A larger piece: what is left over comes again with more behind it.
@@ -45,6 +46,7 @@ fn meet(answers: &[(u32, Vec<u8>)], piece: usize) -> Result<Agreed, String> {
                     Step::Done(agreed) => return Ok(agreed),
                     Step::Fail(sentence) => return Err(sentence),
                     Step::NeedInput => return Err(handshake.ended("end")),
+                    Step::StartTls => return Err("TLS".to_owned()),
                     Step::Send => answer(&mut handshake, answers, &mut input),
                 }
             }
@@ -296,6 +298,7 @@ fn our_own_server_and_client_agree() {
             match step {
                 Step::Send => to_server.extend(client.take_output()),
                 Step::Done(agreed) => break agreed,
+                Step::StartTls => panic!("nobody asked for TLS"),
                 Step::Fail(sentence) => panic!("{sentence}"),
                 Step::NeedInput => {}
             }
@@ -334,4 +337,50 @@ fn noise_neither_panics_nor_hoards() {
         }
         crate::nbd::fuzzing::client_handshake(&data);
     }
+}
+
+/// Drives an encrypting client against a server that greets, answers STARTTLS so, and has said
+/// more already.
+fn starts_tls(greeting: &[u8], answer: &[u8], more: &[u8]) -> Step {
+    let mut handshake = Handshake::encrypted("x");
+    let input = [greeting, answer, more].concat();
+    let mut at = 0;
+    loop {
+        let (used, step) = handshake.drive(&input[at..]);
+        at += used;
+        match step {
+            Step::Send => drop(handshake.take_output()),
+            step => return step,
+        }
+    }
+}
+
+#[test]
+fn nothing_but_starttls_is_said_in_the_clear() {
+    let mut handshake = Handshake::encrypted("x");
+    assert_eq!(handshake.drive(HELLO).1, Step::Send);
+    let said = handshake.take_output();
+    assert_eq!(&said[4..], b"IHAVEOPT\0\0\0\x05\0\0\0\0");
+    assert_eq!(handshake.drive(&reply(5, ACK, b"")).1, Step::StartTls);
+    handshake.tls_established();
+    assert_eq!(handshake.drive(b"").1, Step::Send);
+    let said = handshake.take_output();
+    assert_eq!(&said[..12], b"IHAVEOPT\0\0\0\x0b");
+}
+
+#[test]
+fn a_server_without_tls_is_left() {
+    let fail = |sentence: &str| Step::Fail(sentence.to_owned());
+    assert_eq!(
+        starts_tls(HELLO, &reply(5, 0x8000_0002, b""), b""),
+        fail("Denied by server for option 5 (starttls)")
+    );
+    assert_eq!(
+        starts_tls(b"NBDMAGICIHAVEOPT\0\0", b"", b""),
+        fail("Server does not support STARTTLS")
+    );
+    assert_eq!(
+        starts_tls(HELLO, &reply(5, ACK, b""), &export(1 << 20, 1)),
+        fail("Server sent plaintext behind STARTTLS")
+    );
 }
