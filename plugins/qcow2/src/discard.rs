@@ -149,8 +149,9 @@ impl Qcow2 {
         let keep = keep && host.is_some_and(|h| h.copied) && self.coding.can_zero();
         if kind == DiscardKind::Discard && !keep {
             return Some(match host {
-                None => old,
+                None if !self.has_backing() || !self.coding.can_zero() => old,
                 // Like QEMU: allocated, without content, where the image can say so.
+                None => zeroes,
                 Some(_) if self.has_backing() || self.coding.can_zero() => zeroes,
                 Some(_) => Cluster::UNALLOCATED,
             });

@@ -53,7 +53,7 @@ fn maps_and_digests_equal_qemus() {
                     dirty.fetch_add(u64::from(ours.has_dirt()), Ordering::Relaxed);
                     *deep.lock().unwrap() += u32::from(ours.is_deep());
                 }
-                daemons.map(Daemon::stop);
+                let _ = daemons.map(Daemon::stop);
             });
         }
     });
