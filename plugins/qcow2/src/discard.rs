@@ -54,7 +54,14 @@ impl Qcow2 {
         while next < range.end() && left > 0 {
             left -= 1;
             let table = self.l2_table(txn.files(), next)?;
-            if table.is_none() && (kind == DiscardKind::Discard || !self.has_backing()) {
+            // Like QEMU: zeroes are said where the image can say so, and hide a backing image.
+            let told = match kind {
+                DiscardKind::Discard => self.has_backing() && self.coding.can_zero(),
+                DiscardKind::ZeroUnmap | DiscardKind::ZeroKeep => {
+                    self.has_backing() || self.coding.can_zero()
+                }
+            };
+            if table.is_none() && !told {
                 // Nothing is mapped here, and what is not mapped reads as it may.
                 let span = self.header.l2_span();
                 let to = (next - next % span).saturating_add(span).min(range.end());

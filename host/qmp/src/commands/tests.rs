@@ -101,7 +101,7 @@ fn members_are_qemus() {
     ] {
         assert_eq!(names(probe.case("blockdev-add", driver)), want);
     }
-    let vhost = "addr logical-block-size? num-queues?";
+    let vhost = "addr logical-block-size? num-queues? queue-size? serial?";
     assert_eq!(
         names(probe.case("block-export-add", "vhost-user-blk")),
         vhost
