@@ -55,6 +55,40 @@ pub struct TlsPeer {
     pub psk_user: Option<String>,
 }
 
+/// Alternative names of a certificate that a log line tells.
+const NAMES_TOLD: usize = 4;
+
+/// Characters of a name that a log line tells.
+const NAME_CHARS_TOLD: usize = 256;
+
+/// A peer's own words, as far as a log line has room for them, so that they end where they seem to.
+struct Told<'a>(&'a str);
+
+impl fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = self.0.char_indices().nth(NAME_CHARS_TOLD);
+        match end {
+            Some((end, _)) => write!(f, "'{}...'", self.0[..end].escape_debug()),
+            None => write!(f, "'{}'", self.0.escape_debug()),
+        }
+    }
+}
+
+impl fmt::Display for TlsPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(user) = &self.psk_user {
+            write!(f, " psk-user={}", Told(user))?;
+        }
+        for name in self.subject_alt_names.iter().take(NAMES_TOLD) {
+            write!(f, " san={}", Told(name))?;
+        }
+        match self.subject_alt_names.len().saturating_sub(NAMES_TOLD) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more names"),
+        }
+    }
+}
+
 /// What the host itself established of a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
@@ -88,9 +122,12 @@ impl fmt::Display for Peer {
             write!(f, " pid={pid}")?;
         }
         if !self.identity.is_empty() {
-            write!(f, " identity='{}'", self.identity.escape_debug())?;
+            write!(f, " identity={}", Told(&self.identity))?;
         }
-        Ok(())
+        match &self.tls {
+            Some(tls) => tls.fmt(f),
+            None => Ok(()),
+        }
     }
 }
 
@@ -211,5 +248,23 @@ mod tests {
             ..Peer::default()
         };
         assert_eq!(peer.to_string(), "nbd-unix uid=0 identity='CN=a\\nb\\''");
+    }
+
+    #[test]
+    fn what_tls_proved_is_told_within_bounds() {
+        let mut tls = TlsPeer {
+            psk_user: Some("a'b".into()),
+            ..TlsPeer::default()
+        };
+        assert_eq!(tls.to_string(), " psk-user='a\\'b'");
+        tls = TlsPeer {
+            subject_alt_names: (0..9).map(|n| format!("URI:x/{n}")).collect(),
+            ..TlsPeer::default()
+        };
+        let told = tls.to_string();
+        assert!(told.starts_with(" san='URI:x/0' san='URI:x/1'"), "{told}");
+        assert!(told.ends_with(" and 5 more names"), "{told}");
+        tls.subject_alt_names = vec!["\u{e9}".repeat(1000)];
+        assert!(tls.to_string().chars().count() < 300);
     }
 }

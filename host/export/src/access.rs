@@ -154,12 +154,14 @@ impl Counts {
 /// One line for each decision; looking around is not worth more than a debug line.
 fn tell(policy: &str, facts: &Facts, decision: &Decision, enforced: bool, occasion: Occasion) {
     let (peer, export) = (&facts.peer, facts.export_name.as_deref());
+    let tls = peer.tls.as_ref();
+    let fingerprint = tls.and_then(|tls| tls.fingerprint.as_deref());
     match (decision, occasion) {
         (Decision::Allow(grant), Occasion::Entry) => {
-            tracing::info!(policy, %peer, export, ?grant, "access granted");
+            tracing::info!(policy, %peer, fingerprint, export, ?grant, "access granted");
         }
         (Decision::Deny(reason), Occasion::Entry) if enforced => {
-            tracing::warn!(policy, %peer, export, reason, "access denied");
+            tracing::warn!(policy, %peer, fingerprint, export, reason, "access denied");
         }
         (Decision::Deny(reason), Occasion::Entry) => {
             tracing::warn!(policy, %peer, export, reason, "access would be denied");
@@ -197,6 +199,15 @@ impl Access {
             policies: self.policies.clone(),
             asked: asked.collect(),
             strict: self.strict || other.strict,
+        }
+    }
+
+    /// For a peer whose identity a policy admitted already: that is enough for the strict.
+    #[must_use]
+    pub fn answered(self) -> Self {
+        Self {
+            strict: false,
+            ..self
         }
     }
 
@@ -312,6 +323,8 @@ mod tests {
         ));
         assert!(matches!(ask(&policies, &[], true).await, Decision::Deny(_)));
         let open = Decision::Allow(Grant::default());
+        let strict = Access::new(&policies, None, true);
+        assert!(strict.clone().answered().is_open() && !strict.is_open());
         assert_eq!(ask(&policies, &[], false).await, open);
         assert!(Access::default().is_open());
     }

@@ -6,9 +6,11 @@
 mod support;
 
 mod hostile;
+mod identities;
 mod names;
 mod node;
 mod pki;
+mod policies;
 mod psk;
 mod reload;
 mod words;
@@ -21,6 +23,9 @@ use pki::{Issued, Profile, directory};
 use serde_json::json;
 use support::{Daemon, Qmp, eventually, has};
 use tempfile::TempDir;
+
+/// The distribution's, which sees the distribution's modules.
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
 
 /// Directories of credentials of one authority, and of a stranger.
 pub(crate) struct World {

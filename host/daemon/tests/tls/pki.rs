@@ -74,6 +74,8 @@ pub(crate) struct Profile {
     pub(crate) to: &'static str,
     /// Names of hosts.
     pub(crate) hosts: Vec<&'static str>,
+    /// Other names: of workloads, for example.
+    pub(crate) uris: Vec<&'static str>,
     /// `None`: the extension is missing.
     pub(crate) is_ca: Option<bool>,
     /// Bits of the key usage, and whether it is critical.
@@ -89,6 +91,7 @@ impl Profile {
             from: "200101000000Z",
             to: "491231000000Z",
             hosts: Vec::new(),
+            uris: Vec::new(),
             is_ca: Some(false),
             // QEMU 10 wants key encipherment, 11 does not.
             usage: Some((0xa0, true)),
@@ -141,10 +144,12 @@ impl Profile {
             let purpose = oid(&format!("1.3.6.1.5.5.7.3.{purpose}"));
             all.extend(extension("2.5.29.37", critical, tlv(SEQUENCE, &[&purpose])));
         }
-        if !self.hosts.is_empty() {
-            let hosts = self.hosts.iter().map(|host| tlv(0x82, &[host.as_bytes()]));
-            let hosts = hosts.collect::<Vec<_>>().concat();
-            all.extend(extension("2.5.29.17", false, tlv(SEQUENCE, &[&hosts])));
+        let hosts = self.hosts.iter().map(|host| tlv(0x82, &[host.as_bytes()]));
+        let uris = self.uris.iter().map(|uri| tlv(0x86, &[uri.as_bytes()]));
+        let names: Vec<_> = hosts.chain(uris).collect();
+        if !names.is_empty() {
+            let names = tlv(SEQUENCE, &[&names.concat()]);
+            all.extend(extension("2.5.29.17", false, names));
         }
         all
     }

@@ -10,7 +10,7 @@ use super::support::{Daemon, has, with};
 use super::{World, free_port};
 
 /// Directories with `keys.psk`: `own` has alice and qemu, `other` has alice with another key.
-fn keys(world: &World) {
+pub(crate) fn keys(world: &World) {
     let make = |name: &str, users: &[&str]| {
         let folder = world.path(name);
         std::fs::create_dir_all(&folder).unwrap();
@@ -33,7 +33,7 @@ fn object(id: &str, dir: &Path, endpoint: &str) -> Value {
 }
 
 /// Serves a null node as `x` to who knows a key; the port.
-fn serve(daemon: &Daemon, world: &World) -> u16 {
+pub(crate) fn serve(daemon: &Daemon, world: &World) -> u16 {
     let mut qmp = daemon.qmp();
     let port = free_port();
     let node = json!({"driver": "null-co", "node-name": "n", "size": 1 << 20,

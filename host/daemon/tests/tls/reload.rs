@@ -4,10 +4,7 @@ use serde_json::json;
 
 use super::pki::{Issued, Profile, directory};
 use super::support::has;
-use super::{Served, World};
-
-/// The distribution's, which sees the distribution's modules.
-const PYTHON: &str = "/usr/bin/python3";
+use super::{PYTHON, Served, World};
 
 #[test]
 fn certificates_are_replaced_while_clients_stay() {

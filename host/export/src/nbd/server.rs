@@ -105,6 +105,8 @@ struct Visitor<'a> {
     /// Who is asked about clients of this server.
     access: &'a Access,
     peer: Peer,
+    /// A policy admitted the identity that TLS proved.
+    is_admitted: bool,
     /// Its place in the export that it wants to enter.
     place: Option<ExportUser>,
     /// What it was granted there; `None`: nobody was asked.
@@ -113,7 +115,10 @@ struct Visitor<'a> {
 
 impl Visitor<'_> {
     async fn decide(&self, export: &Export, occasion: Occasion) -> (Access, Facts, Decision) {
-        let access = self.access.and(&export.options().access);
+        let mut access = self.access.and(&export.options().access);
+        if self.is_admitted {
+            access = access.answered();
+        }
         let facts = Facts {
             peer: self.peer.clone(),
             export_name: Some(export.name().to_owned()),
@@ -394,6 +399,7 @@ async fn handshake(
         registry: &registry,
         access: &access,
         peer: peer.clone(),
+        is_admitted: false,
         place: None,
         grant: None,
     };
@@ -495,7 +501,8 @@ async fn negotiate(
             }
             Step::StartTls => {
                 let tls = tls.ok_or("TLS without credentials")?;
-                start_tls(&mut stream, tls, &mut visitor.peer).await?;
+                let peer = &mut visitor.peer;
+                visitor.is_admitted = start_tls(&mut stream, tls, peer).await?;
                 haggle.tls_established();
             }
             Step::Enter(session) => {
@@ -537,9 +544,10 @@ async fn receive(stream: &mut Stream, input: &mut Vec<u8>) -> Result<(), String>
     Ok(())
 }
 
-/// The TLS handshake, and then the question who the client is. A TLS 1.3 client sees a handshake
-/// that succeeded and then the end of the stream if it is refused, as with QEMU (spec qmp.md 5.5).
-async fn start_tls(stream: &mut Stream, tls: &ServerTls, peer: &mut Peer) -> Result<(), String> {
+/// The TLS handshake, and then the question who the client is: whether a policy was asked. A TLS
+/// 1.3 client sees a handshake that succeeded and then the end of the stream if it is refused, as
+/// with QEMU (spec qmp.md 5.5).
+async fn start_tls(stream: &mut Stream, tls: &ServerTls, peer: &mut Peer) -> Result<bool, String> {
     let session = tls.credentials.accept()?;
     let started = stream.start_tls(session).await;
     let proven = match started.map_err(|e| e.to_string()) {
@@ -558,10 +566,11 @@ async fn start_tls(stream: &mut Stream, tls: &ServerTls, peer: &mut Peer) -> Res
     admitted.inspect_err(|reason| tracing::warn!(%peer, reason, "TLS client refused"))
 }
 
-/// Who did not have to prove a name is not held against it (spec qmp.md 5.5).
-async fn admit(tls: &ServerTls, peer: &Peer, has_certificate: bool) -> Result<(), String> {
+/// Whether a policy was asked: who did not have to prove a name is not held against it (spec
+/// qmp.md 5.5).
+async fn admit(tls: &ServerTls, peer: &Peer, has_certificate: bool) -> Result<bool, String> {
     let Some(admission) = tls.admission.as_ref().filter(|_| has_certificate) else {
-        return Ok(());
+        return Ok(false);
     };
     let facts = Facts {
         peer: peer.clone(),
@@ -570,7 +579,7 @@ async fn admit(tls: &ServerTls, peer: &Peer, has_certificate: bool) -> Result<()
     let policies = &admission.policies;
     let decision = policies.ask(&admission.policy, &facts, Occasion::Entry);
     match decision.await {
-        Decision::Allow(_) => Ok(()),
+        Decision::Allow(_) => Ok(true),
         Decision::Deny(reason) => {
             let dn = &peer.identity;
             Err(format!("TLS x509 authz check for {dn} is denied: {reason}"))
