@@ -28,7 +28,7 @@ impl Guarded {
         let (path, rules) = (path.to_str().unwrap(), daemon.path("rules"));
         for object in [
             json!({"qom-type": "wasm-plugin", "id": "p", "filename": path,
-                   "allow-unpinned": true, "call-time-max-ms": 30}),
+                   "allow-unpinned": true, "call-time-max-ms": 30, "memory-max": 4 << 20}),
             json!({"qom-type": "authz-wasm", "id": "az", "plugin": "p",
                    "files": {"rules": rules}}),
         ] {
@@ -158,6 +158,7 @@ fn a_broken_policy_denies_and_others_are_served_meanwhile() {
     for (plugin, fault) in [
         (guests::policy_traps(), "trap"),
         (guests::policy_spins(), "deadline"),
+        (guests::policy_hogs(), "memory"),
         (guests::policy_lies(), "bad-answer"),
     ] {
         let mut guarded = Guarded::start(&plugin, "");
@@ -183,7 +184,49 @@ fn a_broken_policy_denies_and_others_are_served_meanwhile() {
             (&json!("authz"), &json!(1))
         );
         assert_eq!(guarded.totals()["denied"], 2, "{fault}");
+        let log = guarded.daemon.stderr();
+        for line in ["a broken policy denies everybody", "access denied"] {
+            assert!(log.contains(line), "{fault}: {log}");
+        }
     }
+}
+
+#[test]
+fn a_policy_that_answers_with_an_error_denies_and_is_not_broken() {
+    let mut guarded = Guarded::start(&guests::policy_errs(), "");
+    assert_eq!(guarded.refusal("b"), Some(rep::ERR_UNKNOWN));
+    assert_eq!(guarded.listed(), ["a"]);
+    let totals = guarded.totals();
+    assert_eq!(totals["denied"], 2);
+    let denial = totals["last-denial"].as_str().unwrap();
+    assert!(denial.ends_with("at 'b': busy"), "{denial}");
+    assert!(guarded.daemon.qmp.events("OUTPORT_PLUGIN_FAULT").is_empty());
+}
+
+#[test]
+fn a_policy_that_broke_is_loaded_anew_and_asked_again() {
+    let mut guarded = Guarded::start(&guests::obeys(), "x: trap");
+    assert_eq!(guarded.refusal("b"), Some(rep::ERR_UNKNOWN));
+    guarded.say("allow");
+    // Its pause is over some time; until then it is not even asked.
+    eventually("it is asked again", || {
+        guarded.refusal("b").is_none().then_some(())
+    });
+    let plugins = guarded.daemon.qmp.ok("query-plugins", json!({}));
+    let mut plugins = plugins.as_array().unwrap().iter();
+    let ours = plugins.find(|p| p["name"] == "p").unwrap();
+    assert_eq!(ours["faults"], 1, "{ours}");
+}
+
+#[test]
+fn a_grant_that_cannot_be_renewed_ends() {
+    let guarded = Guarded::start(&guests::obeys(), "ttl");
+    let mut client = guarded.daemon.client("b");
+    let mut unlimited = guarded.daemon.client("a");
+    assert!(client.read(0, 512).unwrap().is_ok());
+    guarded.say("x: trap");
+    assert!(client.closed(), "who cannot be asked for has no grant");
+    assert!(unlimited.read(0, 512).unwrap().is_ok());
 }
 
 #[test]

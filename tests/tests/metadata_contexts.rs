@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::io::Write;
+
 use outport_test_guests as guests;
-use outport_tests::nbd::wire::opt;
+use outport_tests::nbd::Request;
+use outport_tests::nbd::wire::{cmd, opt};
 use outport_tests::{Daemon, Server, eventually};
 use serde_json::{Value, json};
 
@@ -115,4 +118,42 @@ fn a_broken_one_is_withdrawn_and_never_the_export() {
         let told = (&events[0]["data"]["fault"], &events[0]["data"]["export"]);
         assert_eq!(told, (&json!(fault), &json!("e")));
     }
+}
+
+#[test]
+fn a_provider_that_spins_holds_no_other_request_up() {
+    let daemon = serving(&guests::context_spins());
+    let mut haggle = daemon.haggle();
+    haggle.structured_replies().unwrap();
+    let selected = haggle.meta_contexts(opt::SET_META_CONTEXT, "e", &[OURS]);
+    assert_eq!(selected.unwrap().len(), 1);
+    let mut client = haggle.go("e").unwrap();
+    let requests = [
+        (cmd::BLOCK_STATUS, 1),
+        (cmd::CACHE, 2),
+        (cmd::FLUSH, 3),
+        (cmd::BLOCK_STATUS, 4),
+    ];
+    let mut message = Vec::new();
+    for (kind, cookie) in requests {
+        let request = Request {
+            kind,
+            cookie,
+            len: if kind == cmd::FLUSH { 0 } else { 4096 },
+            ..Request::default()
+        };
+        message.extend(request.bytes());
+    }
+    client.socket().write_all(&message).unwrap();
+    let outcomes: Vec<_> = (0..4).map(|_| client.any_outcome().unwrap()).collect();
+    // What the provider is not asked for is answered first; its own requests fail in the end.
+    let cookies: Vec<u64> = outcomes.iter().map(|(cookie, _)| *cookie).collect();
+    assert!(
+        cookies[..2].iter().all(|it| [2, 3].contains(it)),
+        "{outcomes:?}"
+    );
+    for (cookie, outcome) in outcomes {
+        assert_eq!(outcome.is_ok(), [2, 3].contains(&cookie), "{cookie}");
+    }
+    assert!(client.read(0, 512).unwrap().is_ok());
 }

@@ -117,7 +117,10 @@ fn fuse_requests() {
         message(15, &[1, 4096, 65536, 0, 0]),
         message(16, &[1, 512, 16, 0, 0, 1, 2]),
         message(18, &[1, 0, 0]),
-        message(26, &[7 | 40 << 32, 65536 | u64::MAX << 32, 3, 0, 0, 0, 0, 0]),
+        message(
+            26,
+            &[7 | 40 << 32, 65536 | u64::MAX << 32, 3, 0, 0, 0, 0, 0],
+        ),
         message(43, &[1, 0, 4096, 3]),
         message(46, &[1, 0, 3]),
     ];
@@ -217,6 +220,53 @@ fn tls_certificate() {
         "tls_certificate",
         &seeds,
         outport_export::tls::fuzzing::certificate,
+    );
+}
+
+#[test]
+fn tls_pem() {
+    let block = |label: &str, digits: &str| {
+        format!("-----BEGIN {label}-----\n{digits}\n-----END {label}-----\n")
+    };
+    let seeds = texts(&[
+        &block("CERTIFICATE", "MBAwDqADAgECAgEBMAUGAyoDBA=="),
+        &block("X509 CRL", "MAswCQIBATAEBgIqAw==").repeat(3),
+        &block(
+            "PRIVATE KEY",
+            "MC4CAQAwBQYDK2VwBCIEIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        ),
+        &block("ENCRYPTED PRIVATE KEY", "MBAwCwYJKoZIhvcNAQUNBAEA"),
+        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAA==\n\
+         -----END RSA PRIVATE KEY-----",
+    ]);
+    run("tls_pem", &seeds, outport_export::tls::fuzzing::pem);
+}
+
+#[test]
+fn tls_psk_file() {
+    let seeds = texts(&[
+        "alice:00112233445566778899aabbccddeeff\nqemu:ff\r\n#6d65:01\n",
+        "junk\nalice:zz\n:00\n#:00\n#6:00\na:b:00\n",
+        &format!("long:{}\n", "ab".repeat(300)),
+    ]);
+    run(
+        "tls_psk_file",
+        &seeds,
+        outport_export::tls::fuzzing::psk_file,
+    );
+}
+
+#[test]
+fn tls_priority() {
+    let seeds = texts(&[
+        "NORMAL:-VERS-TLS1.3:+VERS-TLS-ALL:!VERS-ALL",
+        "@QEMU,SYSTEM:%COMPAT:-KX-ALL",
+        "\u{e9}VERS-TLS1.2,+VERS-TLS1.2::-",
+    ]);
+    run(
+        "tls_priority",
+        &seeds,
+        outport_export::tls::fuzzing::priority,
     );
 }
 
@@ -344,7 +394,11 @@ fn authz_rules() {
         "*?*?*\n\u{e9}\u{e9}",
         "C=DE,O=*,CN=?\nC=DE,O=Example\\, Inc.,CN=x",
     ]);
-    run("authz_rules", &seeds, outport_plugin_authz_list::fuzzing::rules);
+    run(
+        "authz_rules",
+        &seeds,
+        outport_plugin_authz_list::fuzzing::rules,
+    );
 }
 
 #[test]
@@ -364,7 +418,11 @@ fn vhost_user_message() {
         message(32, &[1; 24], 1),
         message(37, &[0; 40], 1),
     ];
-    run("vhost_user_message", &seeds, outport_export::vhost_user::fuzzing::message);
+    run(
+        "vhost_user_message",
+        &seeds,
+        outport_export::vhost_user::fuzzing::message,
+    );
 }
 
 /// Guest memory with one read request in it, for a ring of this kind.
@@ -396,5 +454,9 @@ fn guest_memory(kind: u8) -> Vec<u8> {
 fn vhost_user_ring() {
     let kinds = [0, 1, 6, 7, 8, 9, 0x11, 0x1f, 14, 15];
     let seeds = kinds.map(guest_memory);
-    run("vhost_user_ring", &seeds, outport_export::vhost_user::fuzzing::ring);
+    run(
+        "vhost_user_ring",
+        &seeds,
+        outport_export::vhost_user::fuzzing::ring,
+    );
 }

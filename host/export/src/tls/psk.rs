@@ -15,7 +15,7 @@ use super::x509::unreachable_file;
 const USER: &str = "qemu";
 
 /// Longest key that OpenSSL takes.
-const KEY_BYTES_MAX: usize = 256;
+pub(super) const KEY_BYTES_MAX: usize = 256;
 
 /// What `tls-creds-psk` says.
 #[derive(Clone, Debug)]
@@ -30,8 +30,11 @@ pub struct PskOptions {
     pub username: Option<String>,
 }
 
+/// A user and their key.
+pub(super) type Entry = (Vec<u8>, Vec<u8>);
+
 /// Users and their keys.
-pub(super) struct Keys(Vec<(Vec<u8>, Vec<u8>)>);
+pub(super) struct Keys(Vec<Entry>);
 
 /// Logs show how many there are, and no more.
 impl fmt::Debug for Keys {
@@ -64,16 +67,12 @@ pub fn load(options: &PskOptions) -> Result<Loaded, String> {
     }
     let path = options.dir.join("keys.psk").display().to_string();
     let text = fs::read_to_string(&path).map_err(|e| unreachable_file(&path, &e))?;
-    let lines = text.lines().filter_map(|line| line.split_once(':'));
     let keys = match endpoint {
-        // A line that is no key is nobody's.
-        Endpoint::Server => lines.filter_map(entry).collect(),
+        Endpoint::Server => everybody(&text),
         Endpoint::Client => {
             let user = options.username.as_deref().unwrap_or(USER);
-            let mut lines = lines;
-            let line = lines.find(|(other, _)| *other == user);
-            let missing = || format!("Username {user} not found in PSK file {path}");
-            let key = entry(line.ok_or_else(missing)?);
+            let key = one(&text, user);
+            let key = key.ok_or_else(|| format!("Username {user} not found in PSK file {path}"))?;
             let unreadable = "Cannot set PSK client credentials: Error in parsing.";
             vec![key.ok_or(unreadable)?]
         }
@@ -82,8 +81,23 @@ pub fn load(options: &PskOptions) -> Result<Loaded, String> {
     Ok(Loaded(Material::Psk(context)))
 }
 
+fn lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.lines().filter_map(|line| line.split_once(':'))
+}
+
+/// All users and their keys; a line that is no key is nobody's.
+pub(super) fn everybody(text: &str) -> Vec<Entry> {
+    lines(text).filter_map(entry).collect()
+}
+
+/// The key of one user: `None` if there is no line, `Some(None)` if it is no key.
+pub(super) fn one(text: &str, user: &str) -> Option<Option<Entry>> {
+    let line = lines(text).find(|(other, _)| *other == user);
+    line.map(entry)
+}
+
 /// A user and a key; names that are not plain text are told in digits behind `#`.
-fn entry((user, key): (&str, &str)) -> Option<(Vec<u8>, Vec<u8>)> {
+fn entry((user, key): (&str, &str)) -> Option<Entry> {
     let user = match user.strip_prefix('#') {
         Some(digits) => bytes(digits)?,
         None => user.as_bytes().to_vec(),

@@ -59,3 +59,44 @@ pub(crate) fn decision(decision: Decision) -> seam::Decision {
         Decision::Deny(reason) => seam::Decision::Deny(sentence(reason, MESSAGE_BYTES_MAX)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fact_crosses() {
+        let facts = seam::Facts {
+            peer: seam::Peer {
+                transport: seam::Transport::NbdUnix,
+                identity: "CN=a".into(),
+                tls: Some(seam::TlsPeer {
+                    issuer: Some("CN=ca".into()),
+                    fingerprint: Some("00ff".into()),
+                    subject_alt_names: vec!["URI:spiffe://a/b".into(), "DNS:c".into()],
+                    psk_user: Some("alice".into()),
+                }),
+                address: Some("[::1]:5".into()),
+                uid: Some(1),
+                gid: Some(2),
+                pid: Some(3),
+            },
+            export_name: Some("e".into()),
+            wants_write: true,
+        };
+        let told = to_request(&facts);
+        assert!(told.wants_write && told.now_ms > 0);
+        assert_eq!(told.export_name.as_deref(), Some("e"));
+        let peer = told.peer;
+        assert!(matches!(peer.transport, Transport::NbdUnix));
+        assert_eq!(peer.identity, "CN=a");
+        assert_eq!(peer.tls_issuer.as_deref(), Some("CN=ca"));
+        assert_eq!(peer.tls_fingerprint.as_deref(), Some("00ff"));
+        assert_eq!(peer.tls_san, ["URI:spiffe://a/b", "DNS:c"]);
+        assert_eq!(peer.psk_user.as_deref(), Some("alice"));
+        assert_eq!(peer.address.as_deref(), Some("[::1]:5"));
+        assert_eq!((peer.uid, peer.gid, peer.pid), (Some(1), Some(2), Some(3)));
+        let none = to_request(&seam::Facts::default()).peer;
+        assert!(none.tls_issuer.is_none() && none.tls_san.is_empty() && none.psk_user.is_none());
+    }
+}
