@@ -161,19 +161,6 @@ class Running:
                     pass
         self.errors.close()
 
-    def qmp(self, command, **arguments):
-        """One command over a monitor connection of its own."""
-        with socket.socket(socket.AF_UNIX) as stream:
-            stream.connect(self.monitor)
-            lines = stream.makefile("rw")
-            lines.readline()
-            for name, values in (("qmp_capabilities", {}), (command, arguments)):
-                lines.write(json.dumps({"execute": name, "arguments": values}) + "\n")
-                lines.flush()
-                while "return" not in (answer := json.loads(lines.readline())):
-                    if "error" in answer:
-                        raise RuntimeError(f"{name}: {answer['error']['desc']}")
-
     def uri(self, name="x"):
         if self.port:
             return f"nbd://127.0.0.1:{self.port}/{name}"
@@ -214,16 +201,19 @@ class Running:
         """One client that enters the export and leaves."""
         self._read_512()
 
-    def qmp(self, command):
+    def qmp(self, command, **arguments):
+        """One command over a monitor connection of its own; what it returns."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(10)
             sock.connect(self.monitor)
             lines = sock.makefile("rw")
             lines.readline()
-            for execute in ["qmp_capabilities", command]:
-                lines.write(json.dumps({"execute": execute}) + "\n")
+            for name, values in (("qmp_capabilities", {}), (command, arguments)):
+                lines.write(json.dumps({"execute": name, "arguments": values}) + "\n")
                 lines.flush()
-                answer = json.loads(lines.readline())
+                while "return" not in (answer := json.loads(lines.readline())):
+                    if "error" in answer:
+                        raise RuntimeError(f"{name}: {answer['error']['desc']}")
             return answer["return"]
 
     def _read_512(self):
