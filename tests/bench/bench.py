@@ -150,6 +150,8 @@ class Run:
     def sample(self, row, peer):
         if row.image.startswith("direct") and self.no_direct:
             raise Unavailable(self.no_direct)
+        if row.image == "flat" and peer.id != "ours":
+            raise Unavailable("only for ours beside its qcow2")
         path = self.images.prepare(row.image)
         with Running(peer, row, path, self.args.size, self.folder) as server:
             measure = {"nbd-load": self.by_load, "vhost-load": self.by_vhost_load,

@@ -25,6 +25,8 @@ class Images:
             path = os.path.join(self.folder, "sparse.qcow2")
             run("qemu-img", "create", "-q", "-f", "qcow2", path, str(self.size * 4))
             return path
+        if image == "flat":
+            return self.path("qcow2")
         if image not in self.made:
             self.made[image] = self._make(image)
         return self.made[image]
