@@ -146,6 +146,8 @@ fn activate(daemon: &Daemon, name: String) -> LocalBoxFuture<'_, Result<(), Erro
             return Err(Error::generic(why));
         }
         refresh_facts(daemon, &node).await;
+        // Or one of another length.
+        daemon.exports.tell_resized();
         Ok(())
     })
 }

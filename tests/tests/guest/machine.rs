@@ -5,12 +5,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use outport_tests::{Qmp, eventually};
 use tempfile::TempDir;
 
 use crate::initramfs;
 
 /// Longer than a machine takes on a loaded computer with two processors.
 const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Sockets in its folder.
+const MONITOR: &str = "qmp.sock";
+const DOOR: &str = "door.sock";
 
 /// A running machine; gone with the test.
 pub(crate) struct Machine {
@@ -21,6 +26,29 @@ pub(crate) struct Machine {
 impl Machine {
     /// Boots on the export behind the socket and runs the script.
     pub(crate) fn start(socket: &Path, script: &str) -> Self {
+        Self::launch(socket, script, "", |_| Vec::new())
+    }
+
+    /// The same; when the export goes away it waits for the next one on the socket.
+    pub(crate) fn start_faithful(socket: &Path, script: &str) -> Self {
+        Self::launch(socket, script, ",reconnect-ms=100", |_| Vec::new())
+    }
+
+    /// Stands still until another machine with this script moves in, and then until it is told to
+    /// go on.
+    pub(crate) fn incoming(socket: &Path, script: &str) -> Self {
+        Self::launch(socket, script, "", |folder| {
+            let door = format!("unix:{}", folder.join(DOOR).display());
+            ["-S", "-incoming", &door].map(str::to_owned).to_vec()
+        })
+    }
+
+    fn launch(
+        socket: &Path,
+        script: &str,
+        chardev: &str,
+        more: impl Fn(&Path) -> Vec<String>,
+    ) -> Self {
         let kernel = initramfs::kernel();
         let folder = tempfile::Builder::new().prefix("outport-guest-").tempdir();
         let folder = folder.unwrap();
@@ -48,8 +76,14 @@ impl Machine {
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
             .arg("-chardev")
-            .arg(format!("socket,id=blk,path={}", socket.display()))
+            .arg(format!("socket,id=blk,path={}{chardev}", socket.display()))
             .args(["-device", "vhost-user-blk-pci,chardev=blk,num-queues=4"])
+            .arg("-qmp")
+            .arg(format!(
+                "unix:{},server=on,wait=off",
+                folder.path().join(MONITOR).display()
+            ))
+            .args(more(folder.path()))
             .stdin(Stdio::null())
             .stdout(file("stdout"))
             .stderr(file("stderr"))
@@ -60,6 +94,17 @@ impl Machine {
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Its monitor; there is one connection.
+    pub(crate) fn qmp(&self) -> Qmp {
+        let path = self.path(MONITOR);
+        eventually("QEMU greets", || Qmp::connect(&path).ok())
+    }
+
+    /// Where another machine moves in.
+    pub(crate) fn door(&self) -> String {
+        format!("unix:{}", self.path(DOOR).display())
     }
 
     /// What it said on its console, and QEMU on its standard error.

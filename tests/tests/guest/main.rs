@@ -5,6 +5,7 @@
 
 mod initramfs;
 mod machine;
+mod under_load;
 
 use outport_tests::{Daemon, Server, TempImage, check_image, requires};
 use serde_json::json;

@@ -95,14 +95,20 @@ impl Poll {
         self.limits.get().poll_max_ns > 0
     }
 
+    /// How long to look before sleeping now. For one who looks without giving the thread to others:
+    /// only while nobody waits for it.
+    #[must_use]
+    pub fn window(&self) -> Duration {
+        Duration::from_nanos(self.window_ns.min(self.limits.get().poll_max_ns))
+    }
+
     /// Looks until it is `ready` or the window ends; whether it is. The answer "no" means: sleep,
     /// and say so with [`Poll::waited`].
     pub async fn until(&mut self, mut ready: impl FnMut() -> bool) -> bool {
-        let window = self.window_ns.min(self.limits.get().poll_max_ns);
-        if window == 0 {
+        let window = self.window();
+        if window.is_zero() {
             return false;
         }
-        let window = Duration::from_nanos(window);
         let begun = Instant::now();
         loop {
             if ready() {

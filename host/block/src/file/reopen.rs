@@ -100,12 +100,26 @@ impl HostFile {
         self.0.frozen.store(true, Ordering::Release);
     }
 
+    /// Somebody else may have made it longer.
+    pub(crate) fn look_again(&self) {
+        if let Some(len) = self.len_now() {
+            // Nobody else makes it shorter while it is ours, and we may be making it longer.
+            self.0.len.fetch_max(len, Ordering::AcqRel);
+        }
+    }
+
+    /// What the system says; devices keep their length.
+    fn len_now(&self) -> Option<u64> {
+        if self.0.device {
+            return None;
+        }
+        let stat = rustix::fs::fstat(self.as_fd()).ok()?;
+        u64::try_from(stat.st_size).ok()
+    }
+
     /// It may be changed again, and somebody else may have changed it since.
     pub(crate) fn thaw(&self) {
-        if !self.0.device
-            && let Ok(stat) = rustix::fs::fstat(self.as_fd())
-        {
-            let len = u64::try_from(stat.st_size).unwrap_or(0);
+        if let Some(len) = self.len_now() {
             self.0.len.store(len, Ordering::Release);
         }
         self.0.frozen.store(false, Ordering::Release);

@@ -139,6 +139,7 @@ impl ImageFiles {
     pub(crate) fn look_again(&self) {
         self.state.store(0, Ordering::Release);
         for slot in self.slots.iter().map_while(OnceLock::get) {
+            slot.node.look_again();
             slot.reach.store(slot.node.len_bytes(), Ordering::Release);
         }
     }

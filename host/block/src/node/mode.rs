@@ -98,6 +98,17 @@ impl Node {
         done
     }
 
+    /// Files below may be longer than they were, also those that were active all the time: their
+    /// owner has made them so.
+    pub(crate) fn look_again(&self) {
+        match &self.kind {
+            Kind::File(file) => file.look_again(),
+            Kind::Raw(raw) => raw.now().child.look_again(),
+            Kind::Filter(filter) => filter.child().1.look_again(),
+            Kind::Null { .. } | Kind::Image(_) | Kind::Remote(_) => {}
+        }
+    }
+
     /// Takes it back. Children come before, by the caller.
     ///
     /// # Errors
@@ -112,7 +123,8 @@ impl Node {
                     Error::new(ErrorKind::Invalid, message)
                 })?;
             }
-            Kind::Raw(_) | Kind::Null { .. } | Kind::Filter(_) | Kind::Remote(_) => {}
+            Kind::Raw(_) | Kind::Filter(_) => self.look_again(),
+            Kind::Null { .. } | Kind::Remote(_) => {}
         }
         // Somebody else may have changed its length.
         self.bitmaps.resize(self.size());

@@ -150,7 +150,7 @@ async fn check_and_add(
     }
     let known = iothreads(daemon, options.iothread.clone())?;
     let allow_inactive = options.allow_inactive == Some(true);
-    if allow_inactive && !matches!(options.branch, BlockExportBranch::Nbd(_)) {
+    if allow_inactive && matches!(options.branch, BlockExportBranch::Fuse(_)) {
         return Err(Error::generic(
             "Export type does not support inactive exports",
         ));

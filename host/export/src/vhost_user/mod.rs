@@ -1,7 +1,7 @@
 //! vhost-user-blk: a guest's disk over a Unix socket and shared memory.
 //!
 //! `ARCHITECTURE-vhost-user.md` has the picture. Pure and fuzzed: [`wire`], [`config`],
-//! [`request`], [`ring`], [`poll`]. Control: [`server`], [`session`], [`connection`]. Data plane:
+//! [`request`], [`ring`]. Control: [`server`], [`session`], [`connection`]. Data plane:
 //! [`worker`], [`serve`]. All `unsafe` is in [`memory`].
 
 mod config;
@@ -10,7 +10,6 @@ mod dirty;
 pub mod fuzzing;
 pub mod limits;
 mod memory;
-mod poll;
 mod request;
 mod ring;
 mod serve;

@@ -15,7 +15,6 @@ use tokio::sync::mpsc;
 
 use super::config::Shape;
 use super::connection::{End, Socket};
-use super::poll::Bounds;
 use super::session::Session;
 use super::worker::{Shared, Worker};
 use crate::access::Occasion;
@@ -133,7 +132,7 @@ async fn serve(fd: OwnedFd, user: ExportUser, lease: Arc<Lease>, options: Option
         let shared = shared.clone();
         let iothread = iothread.clone();
         workers.push(async move {
-            let run = move || Worker::new(shared, receiver, BOUNDS).run();
+            let run = move || Worker::new(shared, receiver).run();
             iothread.run(run).await
         });
     }
@@ -160,13 +159,6 @@ async fn serve(fd: OwnedFd, user: ExportUser, lease: Arc<Lease>, options: Option
     workers.await;
     end
 }
-
-/// Bounds of polling where an iothread has none.
-const BOUNDS: Bounds = Bounds {
-    max_ns: 32_768,
-    grow: 0,
-    shrink: 0,
-};
 
 async fn converse(fd: OwnedFd, mut session: Session, export: &Export) -> End {
     let socket = match Socket::new(fd) {

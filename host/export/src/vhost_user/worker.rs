@@ -21,6 +21,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use outport_block::Errno;
+use outport_block::engine::polling;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use tokio::io::unix::AsyncFd;
@@ -30,7 +31,6 @@ use super::config::Shape;
 use super::dirty::DirtyLog;
 use super::limits::IN_FLIGHT_MAX;
 use super::memory::{Gather, Memory};
-use super::poll::{Bounds, Window};
 use super::request::{self, Device};
 use super::ring::{Broken, Chain, Ring, Segment, Setup, Taken};
 use super::serve::{self, Outcome};
@@ -199,18 +199,15 @@ pub(super) struct Worker {
     log: Option<Arc<DirtyLog>>,
     results: Rc<Results>,
     in_flight: usize,
-    window: Window,
+    poll: polling::Poll,
     /// A memory table that waits until nothing is in flight.
     next_memory: Option<(Arc<Memory>, oneshot::Sender<()>)>,
     closing: bool,
 }
 
 impl Worker {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        commands: mpsc::UnboundedReceiver<Command>,
-        bounds: Bounds,
-    ) -> Self {
+    /// On the thread that will run it.
+    pub(super) fn new(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) -> Self {
         Self {
             shared,
             commands,
@@ -221,7 +218,7 @@ impl Worker {
             log: None,
             results: Rc::default(),
             in_flight: 0,
-            window: Window::new(bounds),
+            poll: polling::Poll::new(),
             next_memory: None,
             closing: false,
         }
@@ -283,6 +280,9 @@ impl Worker {
             }
         }
         queue.publish(self.log.as_deref());
+        if count > 0 {
+            self.shared.user.export().stats().touch();
+        }
         count > 0
     }
 
@@ -490,8 +490,8 @@ impl Worker {
             return false;
         }
         // The reactor is not looked at meanwhile: only while nobody waits for it.
-        if self.in_flight == 0 && self.window.ns() > 0 && !self.queues.is_empty() {
-            let window = Duration::from_nanos(self.window.ns());
+        let window = self.poll.window();
+        if self.in_flight == 0 && !window.is_zero() && !self.queues.is_empty() {
             let begun = Instant::now();
             while begun.elapsed() < window {
                 if self.has_more() || !self.commands.is_empty() {
@@ -544,8 +544,9 @@ impl Worker {
             () = look => None,
         };
         if let Some(since) = idle_since {
-            let ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            self.window.waited(ns.saturating_add(self.window.ns()));
+            // It has looked for a window before it slept.
+            let looked = self.poll.window();
+            self.poll.waited(since.elapsed() + looked);
         }
         match command {
             Some(Some(command)) => self.command(command),
