@@ -1,4 +1,4 @@
-//! Authorization of NBD clients by policies: who enters, what they see, what they may, how long.
+//! Authorization of clients by policies: who enters, what they see, what they may, how long.
 //!
 //! The policy is the guest `obeys`: it does what a file says, so that a test can change its mind.
 
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use outport_test_guests as guests;
 use outport_tests::nbd::wire::{opt, rep};
+use outport_tests::vhost_user::{FrontEnd, features, request};
 use outport_tests::{Daemon, Server, eventually};
 use serde_json::{Value, json};
 
@@ -118,6 +119,41 @@ fn a_grant_may_be_read_only() {
     let mut writer = guarded.daemon.client("b");
     assert_eq!(writer.write(0, &[0; 512]).unwrap(), Ok(()));
     assert_eq!(reader.write(0, &[0; 512]).unwrap(), Err(EPERM), "told once");
+}
+
+#[test]
+fn front_ends_of_disks_are_asked_for_too() {
+    let mut guarded = Guarded::start(&guests::obeys(), "no");
+    let path = guarded.daemon.path("blk.sock");
+    let address = json!({"type": "unix", "path": path});
+    let export = json!({"type": "vhost-user-blk", "id": "disk", "node-name": "n",
+        "writable": true, "authz": "az", "addr": address});
+    guarded.daemon.qmp.ok("block-export-add", export);
+    // The features that are offered to one that enters.
+    let offered = || {
+        let mut front_end = FrontEnd::connect(&path).unwrap();
+        let sent = front_end.send(request::GET_FEATURES, 1, &[], &[]);
+        let reply = sent.and_then(|()| front_end.receive()).ok()?;
+        let bytes = reply.payload.try_into().unwrap();
+        Some(u64::from_ne_bytes(bytes))
+    };
+    assert_eq!(offered(), None);
+    guarded.say("read");
+    let writes = features::DISCARD | features::WRITE_ZEROES;
+    let read = offered().unwrap();
+    assert_eq!(read & (features::RO | writes), features::RO);
+    guarded.say("allow");
+    let all = offered().unwrap();
+    assert_eq!(
+        all & (features::RO | features::WRITE_ZEROES),
+        features::WRITE_ZEROES
+    );
+    // What a ring cannot do is not promised.
+    guarded.say("limited");
+    assert_eq!(offered(), None);
+    let totals = guarded.totals();
+    let denial = totals["last-denial"].as_str().unwrap();
+    assert!(denial.contains("vhost-user"), "{denial}");
 }
 
 #[test]

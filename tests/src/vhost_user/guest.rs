@@ -22,6 +22,11 @@ impl Guest {
         Self { fd, len }
     }
 
+    /// Memory that another one has made.
+    pub const fn of(fd: OwnedFd, len: u64) -> Self {
+        Self { fd, len }
+    }
+
     /// The descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

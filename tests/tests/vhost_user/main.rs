@@ -5,8 +5,11 @@
 mod chains;
 mod crash;
 mod device;
+mod durable;
 mod lifecycle;
 mod messages;
+mod polling;
+mod races;
 
 use std::path::PathBuf;
 
