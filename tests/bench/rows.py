@@ -126,6 +126,30 @@ def vhost(image, op, depth, *targets, queues=1, size="4k", quick=False):
 
 QSD, KIT = "qsd-uring", "nbdkit"
 
+
+def vhost_reads():
+    """Every kind of image at every depth; several queues; large requests."""
+    for image in ["null", "raw", "direct", "qcow2"]:
+        for depth in [1, 32, 128]:
+            met = (image, depth) == ("raw", 32)
+            targets = (rate(QSD, 1.5), cpu(QSD, 0.6)) if met else ()
+            yield vhost(image, "read", depth, *targets, quick=depth == 32 and image != "direct")
+        for queues in [2, 3, 4] if image == "raw" else [4]:
+            yield vhost(image, "read", 32, queues=queues)
+        yield vhost(image, "read", 8, size="128k")
+
+
+def vhost_writes():
+    yield vhost("null", "write", 32)
+    for image in ["write", "direct-write", "qcow2-write"]:
+        for depth in [1, 32, 128]:
+            targets = (cpu(QSD, 0.5),) if image == "qcow2-write" else ()
+            yield vhost(image, "write", depth, *targets,
+                        quick=depth == 32 and image != "direct-write")
+        yield vhost(image, "write", 32, queues=2)
+        yield vhost(image, "write", 8, size="128k")
+
+
 ROWS = [
     # Reads: nothing here changes a file.
     random_4k("null", "read", 32, "one", quick=True),
@@ -164,20 +188,7 @@ ROWS = [
     random_4k("qcow2", "read", 32, "both", connections=4),
     sequential("qcow2", "read", "256k", "each"),
     sequential("qcow2", "read", "1M", "each"),
-    vhost("null", "read", 1),
-    vhost("null", "read", 32, quick=True),
-    vhost("null", "read", 128),
-    vhost("raw", "read", 1),
-    vhost("raw", "read", 32, rate(QSD, 1.5), cpu(QSD, 0.6), quick=True),
-    vhost("raw", "read", 128),
-    vhost("raw", "read", 32, queues=2),
-    vhost("raw", "read", 32, queues=4),
-    vhost("raw", "read", 8, size="128k"),
-    vhost("direct", "read", 1),
-    vhost("direct", "read", 32),
-    vhost("direct", "read", 128),
-    vhost("qcow2", "read", 32, quick=True),
-    vhost("qcow2", "read", 128),
+    *vhost_reads(),
     Row("nbdcopy-raw", "raw: whole image by nbdcopy", "raw", client="nbdcopy", unit="MB/s",
         quick=True),
     Row("nbdcopy-qcow2", "qcow2: whole image by nbdcopy", "qcow2", client="nbdcopy", unit="MB/s"),
@@ -185,8 +196,8 @@ ROWS = [
         client="fio"),
     Row("start-qcow2", "start to first byte served, qcow2", "qcow2", client="start", unit="ms",
         pin="both", quick=True, targets=(Target("below", "", 100),)),
-    Row("authz-decision", "one decision of a policy (the bundled authz-list), by its own clock", "null",
-        client="authz", unit="us", pin="both", quick=True, targets=(Target("below", "", 20),)),
+    Row("authz-decision", "one decision of a policy (the bundled authz-list), by its own clock",
+        "null", client="authz", unit="us", pin="both", quick=True, targets=(Target("below", "", 20),)),
     Row("idle-qcow2", "resident memory, one idle qcow2 export", "qcow2", client="idle", unit="MiB",
         pin="both", quick=True, targets=(Target("below", "", 40),)),
     # Writes: last, and to files of their own.
@@ -205,14 +216,7 @@ ROWS = [
     sequential("write", "write", "1M", "each"),
     random_4k("direct-write", "write", 32, "each"),
     random_4k("qcow2-write", "write", 32, "each"),
-    vhost("null", "write", 32),
-    vhost("write", "write", 1),
-    vhost("write", "write", 32, quick=True),
-    vhost("write", "write", 128),
-    vhost("write", "write", 32, queues=2),
-    vhost("write", "write", 8, size="128k"),
-    vhost("direct-write", "write", 32),
-    vhost("qcow2-write", "write", 32, cpu(QSD, 0.5), quick=True),
+    *vhost_writes(),
     allocating("4k", "4k writes, each block once", rate(QSD, 1.5)),
     allocating("64k", "4k writes, each to a new cluster", rate(QSD, 1.5), quick=True),
     Row("sparse-1M-write-each", "qcow2 sparse: 1M writes, each block once", "sparse", unit="MB/s",
