@@ -88,6 +88,12 @@ fn an_image_changes_hands_with_qsd() {
     }
     a.ok("quit", json!({}));
     b.ok("quit", json!({}));
+    // Their ends come after their answers, and locks go with those.
+    eventually("both have let go of it", || {
+        let mut info = Command::new("qemu-img");
+        info.args(["info", &image]).stderr(Stdio::null());
+        info.stdout(Stdio::null()).status().unwrap().success()
+    });
     qemu_img(&["check", "-q", &image]);
 }
 
