@@ -21,12 +21,16 @@ macro_rules! export_format {
 }
 
 /// Make the component of a format that can also create images (world
-/// `format-full`).
+/// `format-full`); `bitmaps`: and whose images keep dirty bitmaps (world
+/// `format-full-bitmaps`).
 #[cfg(target_arch = "wasm32")]
 #[macro_export]
 macro_rules! export_format_full {
     ($format:ty) => {
         $crate::export_fragments!(Writable<$format>, about, reader, writer, creator);
+    };
+    ($format:ty, bitmaps) => {
+        $crate::export_fragments!(Writable<$format>, about, reader, writer, creator, bitmaps);
     };
 }
 
@@ -90,11 +94,12 @@ macro_rules! export_format {
 }
 
 /// Make the component of a format that can also create images (world
-/// `format-full`).
+/// `format-full`); `bitmaps`: and whose images keep dirty bitmaps (world
+/// `format-full-bitmaps`).
 #[cfg(not(target_arch = "wasm32"))]
 #[macro_export]
 macro_rules! export_format_full {
-    ($format:ty) => {};
+    ($format:ty $(, bitmaps)?) => {};
 }
 
 /// Make the component of a policy (world `authz`):

@@ -351,3 +351,45 @@ pub trait CreatableFormat: WritableFormat {
     /// Write a new image into slot 0 (empty), all through `txn`.
     fn create(txn: &mut dyn Txn, options: &str) -> Result<()>;
 }
+
+/// A dirty bitmap as an image keeps it (`bitmaps.wit`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptBitmap {
+    /// Unique in the image.
+    pub name: String,
+    /// Bytes per bit.
+    pub granularity: u32,
+    /// It records writes as soon as the image is open.
+    pub enabled: bool,
+    /// Its bits are right.
+    pub consistent: bool,
+}
+
+/// A stretch of bits, the first one lowest in the first byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bits {
+    /// Number of the first bit, a multiple of 64.
+    pub first: u64,
+    /// The bits.
+    pub data: Vec<u8>,
+}
+
+/// A writable format whose images keep dirty bitmaps. Its [`WritableFormat::activate_writable`]
+/// marks them as in use; [`KeepsBitmaps::list_bitmaps`] says how they were before.
+pub trait KeepsBitmaps: WritableFormat {
+    /// The bitmaps from number `first` on, some hundreds at a time; none: no more.
+    fn list_bitmaps(&mut self, files: &dyn Files, first: u32) -> Result<Vec<KeptBitmap>>;
+    /// The first stretch at or after bit `from` that is not all clear, at most 2 MiB.
+    fn read_bits(&mut self, files: &dyn Files, name: &str, from: u64) -> Result<Option<Bits>>;
+    /// May a bitmap like this be kept beside those that are `kept` already?
+    fn check_bitmap(
+        &mut self,
+        files: &dyn Files,
+        bitmap: &KeptBitmap,
+        kept: &[String],
+    ) -> Result<()>;
+    /// Put bits away: stretches of 2 MiB from multiples of that, ascending; the rest is clear.
+    fn store_bits(&mut self, txn: &mut dyn Txn, bitmap: &KeptBitmap, bits: &Bits) -> Result<()>;
+    /// Have these bitmaps and no other; `false`: flush, and call again.
+    fn keep_bitmaps(&mut self, txn: &mut dyn Txn, bitmaps: &[KeptBitmap]) -> Result<bool>;
+}

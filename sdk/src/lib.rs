@@ -40,9 +40,9 @@ pub use context::{Files, LogLevel, Stage, Txn};
 pub use error::{Errno, Error, Result};
 pub use extents::ExtentList;
 pub use format::{
-    ByteRange, CheckReport, Child, ChildKind, Codec, CreatableFormat, DiscardKind, Extent, Format,
-    Geometry, Grant, Granted, Info, Location, Measurement, Placement, Repair, SlotRange,
-    WritableFormat, WriteIntent, WriteKind,
+    Bits, ByteRange, CheckReport, Child, ChildKind, Codec, CreatableFormat, DiscardKind, Extent,
+    Format, Geometry, Grant, Granted, Info, KeepsBitmaps, KeptBitmap, Location, Measurement,
+    Placement, Repair, SlotRange, WritableFormat, WriteIntent, WriteKind,
 };
 pub use policy::{ConfigFiles, Decision, Narrowing, Peer, Policy, Request, Transport};
 pub use provider::{Alloc, AllocRun, Context, ContextProvider, Keep, NodeView, Span, Status};

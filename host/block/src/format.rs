@@ -394,6 +394,39 @@ pub trait FormatFiles: Send + Sync {
     fn node_name(&self) -> &str;
 }
 
+/// Bits that cross the seam at a time, and the multiple of which stretches to be stored start at.
+pub const STRETCH_BYTES: usize = 2 << 20;
+
+/// A dirty bitmap as an image keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptBitmap {
+    /// Unique in the image.
+    pub name: String,
+    /// Bytes per bit: a power of two, at least 512.
+    pub granularity: u32,
+    /// It records writes as soon as the image is open.
+    pub enabled: bool,
+    /// Its bits are right.
+    pub consistent: bool,
+}
+
+/// A stretch of bits, the first one lowest in the first byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Number of the first bit, a multiple of 64.
+    pub first: u64,
+    /// The bits.
+    pub data: Vec<u8>,
+}
+
+/// A call that this format does not have.
+fn unknown_call<'a, T: Send + 'a>() -> FormatFuture<'a, T> {
+    Box::pin(std::future::ready(Err(FormatError::Refused {
+        code: Errno::NotSup,
+        message: Errno::NotSup.to_string(),
+    })))
+}
+
 /// One open image. Dropping it is always safe; a fresh one can be opened from
 /// the same [`FormatFactory`].
 pub trait Format: Send {
@@ -438,6 +471,38 @@ pub trait Format: Send {
     fn close(&mut self) -> FormatFuture<'_, Call<()>>;
     /// Write a new image into slot 0.
     fn create<'a>(&'a mut self, options: &'a str) -> FormatFuture<'a, Call<()>>;
+
+    // === dirty bitmaps: a format without them leaves all of these as they are ===
+
+    /// Can its images keep dirty bitmaps?
+    fn keeps_bitmaps(&self) -> bool {
+        false
+    }
+    /// The bitmaps from number `first` on, not all of them; none: there are no more.
+    fn list_bitmaps(&mut self, first: u32) -> FormatFuture<'_, Vec<KeptBitmap>> {
+        let _ = first;
+        unknown_call()
+    }
+    /// The first stretch at or after bit `from` that is not all clear.
+    fn read_bits(&mut self, name: String, from: u64) -> FormatFuture<'_, Option<Stretch>> {
+        let _ = (name, from);
+        unknown_call()
+    }
+    /// May a bitmap like this be kept beside those of these names?
+    fn check_bitmap(&mut self, bitmap: KeptBitmap, kept: Vec<String>) -> FormatFuture<'_, ()> {
+        let _ = (bitmap, kept);
+        unknown_call()
+    }
+    /// Put bits away; nothing points at them yet.
+    fn store_bits(&mut self, bitmap: KeptBitmap, bits: Stretch) -> FormatFuture<'_, Call<()>> {
+        let _ = (bitmap, bits);
+        unknown_call()
+    }
+    /// Have these bitmaps and no other; `false`: make it durable, and call again.
+    fn keep_bitmaps(&mut self, bitmaps: Vec<KeptBitmap>) -> FormatFuture<'_, Call<bool>> {
+        let _ = bitmaps;
+        unknown_call()
+    }
 }
 
 /// A format by name: makes instances. Cheap to clone behind `Arc`.

@@ -101,12 +101,17 @@ impl Node {
         unmap: bool,
         kind: Kind,
     ) -> Arc<Self> {
+        let bitmaps = match &kind {
+            // It has loaded those that it keeps.
+            Kind::Image(image) => image.bitmaps().clone(),
+            _ => Arc::default(),
+        };
         Arc::new(Self {
             name: name.to_owned(),
             driver: driver.to_owned(),
             mode: Mode::new(read_only, unmap),
             threshold: Threshold::default(),
-            bitmaps: Arc::default(),
+            bitmaps,
             kind,
         })
     }

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use outport_block::Node;
 use outport_block::bitmap::DirtyBitmap;
+use outport_block::image::CannotKeep;
 use outport_block::node::Kind;
 use outport_qmp::Error;
 use outport_qmp::types::block_export::BlockDirtyBitmapOrStr;
 
+use crate::activity::refresh_facts;
 use crate::daemon::Daemon;
 
 /// The node that a bitmap command names.
@@ -81,15 +83,54 @@ pub(crate) fn check_storable(node: &Node, bitmap: &DirtyBitmap) -> Result<(), Er
     Ok(())
 }
 
-/// Whether a new bitmap can be kept in the node's image.
+/// Whether a new bitmap can be kept in the node's image, which is asked on an iothread.
 ///
 /// # Errors
-/// Its format has no place for bitmaps.
-pub(crate) fn check_can_store(node: &Node, _name: &str, _granularity: u32) -> Result<(), Error> {
-    Err(Error::generic(format!(
-        "Can't store persistent bitmaps to {}: Operation not supported",
-        node.name()
-    )))
+/// It cannot, or its format has no place for bitmaps.
+pub(crate) async fn check_can_store(
+    daemon: &Daemon,
+    node: &Node,
+    name: &str,
+    granularity: u32,
+) -> Result<(), Error> {
+    let unsupported = || {
+        let node = node.name();
+        Error::generic(format!(
+            "Can't store persistent bitmaps to {node}: Operation not supported"
+        ))
+    };
+    let image = node.image().cloned().ok_or_else(unsupported)?;
+    let wanted = name.to_owned();
+    let iothread = daemon.default_iothread()?;
+    let asked = iothread.run(move || async move { image.can_keep(&wanted, granularity).await });
+    match asked.await {
+        Some(Ok(())) => Ok(()),
+        Some(Err(CannotKeep::Refused(why))) => Err(Error::generic(format!(
+            "Can't make bitmap '{name}' persistent in '{}': {why}",
+            node.name()
+        ))),
+        Some(Err(CannotKeep::Unsupported)) | None => Err(unsupported()),
+    }
+}
+
+/// Bitmaps were removed from this node: they go from its image, too.
+///
+/// # Errors
+/// The image could not be written.
+pub(crate) async fn forget_removed(daemon: &Daemon, node: &Arc<Node>) -> Result<(), Error> {
+    let Some(image) = node.image().cloned() else {
+        return Ok(());
+    };
+    let iothread = daemon.default_iothread()?;
+    let done = iothread.run(move || async move { image.forget_removed().await });
+    if let Some(Err(why)) = done.await {
+        return Err(Error::generic(format!(
+            "Failed to remove persistent bitmaps from '{}': {why}",
+            node.name()
+        )));
+    }
+    refresh_facts(daemon, node).await;
+    Ok(())
 }
 
 /// Whether its bits may be changed.

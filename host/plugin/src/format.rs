@@ -4,11 +4,13 @@
 //! a call that did not return `ok` leaves nothing queued, and after a fault
 //! every later call answers with a fault until the node makes a new instance.
 
+mod bitmaps;
+
 use std::sync::Arc;
 
 use outport_block::format::{
     Call, CheckReport, Child, DiscardKind, Extent, Fault, FaultKind, Format, FormatError,
-    FormatFuture, Geometry, Grant, Placement, Repair, SlotRange, WriteIntent,
+    FormatFuture, Geometry, Grant, KeptBitmap, Placement, Repair, SlotRange, Stretch, WriteIntent,
 };
 use outport_block::{ByteRange, Errno};
 
@@ -371,5 +373,29 @@ impl Format for WasmFormat {
             );
             self.settle(live, CallKind::Create, answer, Ok)
         })
+    }
+
+    fn keeps_bitmaps(&self) -> bool {
+        self.plugin.exports.bitmaps.is_some()
+    }
+
+    fn list_bitmaps(&mut self, first: u32) -> FormatFuture<'_, Vec<KeptBitmap>> {
+        Box::pin(self.listed_bitmaps(first))
+    }
+
+    fn read_bits(&mut self, name: String, from: u64) -> FormatFuture<'_, Option<Stretch>> {
+        Box::pin(self.stored_bits(name, from))
+    }
+
+    fn check_bitmap(&mut self, bitmap: KeptBitmap, kept: Vec<String>) -> FormatFuture<'_, ()> {
+        Box::pin(self.checked_bitmap(bitmap, kept))
+    }
+
+    fn store_bits(&mut self, bitmap: KeptBitmap, bits: Stretch) -> FormatFuture<'_, Call<()>> {
+        Box::pin(self.put_bits_away(bitmap, bits))
+    }
+
+    fn keep_bitmaps(&mut self, bitmaps: Vec<KeptBitmap>) -> FormatFuture<'_, Call<bool>> {
+        Box::pin(self.kept_bitmaps(bitmaps))
     }
 }

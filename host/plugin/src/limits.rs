@@ -84,6 +84,9 @@ pub const CHILDREN_MAX: usize = 1024;
 /// Strings that a plugin hands out as names (children, file references).
 pub const NAME_BYTES_MAX: usize = 4096;
 
+/// The name of a dirty bitmap: what QEMU and qcow2 allow.
+pub const BITMAP_NAME_BYTES_MAX: usize = 1023;
+
 /// One sentence of a plugin in an error, a log line or a check report.
 pub const MESSAGE_BYTES_MAX: usize = 1024;
 

@@ -5,7 +5,7 @@ use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
 
 use crate::bindings::{
-    authz_policy, context_provider, format_create, format_reader, format_writer,
+    authz_policy, context_provider, format_bitmaps, format_create, format_reader, format_writer,
 };
 use crate::store::HostState;
 
@@ -25,11 +25,12 @@ pub(crate) trait World: Sized + Send + Sync + 'static {
     ) -> wasmtime::Result<Self::Guests>;
 }
 
-/// An image format: reader, and maybe writer and creator.
+/// An image format: reader, and maybe writer, creator and bitmaps.
 pub(crate) struct Formats {
     reader: format_reader::GuestIndices,
     pub(crate) writer: Option<format_writer::GuestIndices>,
     pub(crate) creator: Option<format_create::GuestIndices>,
+    pub(crate) bitmaps: Option<format_bitmaps::GuestIndices>,
 }
 
 /// The functions of an image format.
@@ -37,6 +38,7 @@ pub(crate) struct FormatGuests {
     pub(crate) reader: format_reader::Guest,
     pub(crate) writer: Option<format_writer::Guest>,
     pub(crate) creator: Option<format_create::Guest>,
+    pub(crate) bitmaps: Option<format_bitmaps::Guest>,
 }
 
 impl World for Formats {
@@ -47,6 +49,7 @@ impl World for Formats {
             reader: format_reader::GuestIndices::new(pre)?,
             writer: format_writer::GuestIndices::new(pre).ok(),
             creator: format_create::GuestIndices::new(pre).ok(),
+            bitmaps: format_bitmaps::GuestIndices::new(pre).ok(),
         })
     }
 
@@ -66,10 +69,16 @@ impl World for Formats {
             .as_ref()
             .map(|c| c.load(&mut *store, instance))
             .transpose()?;
+        let bitmaps = self
+            .bitmaps
+            .as_ref()
+            .map(|b| b.load(&mut *store, instance))
+            .transpose()?;
         Ok(FormatGuests {
             reader,
             writer,
             creator,
+            bitmaps,
         })
     }
 }

@@ -1,15 +1,16 @@
 //! What `query-named-block-nodes` shows of the format.
 
-use outport_sdk::{Error, Result};
+use outport_sdk::{Error, Files, Result};
 use serde_json::{Map, Value, json};
 
+use crate::bitmaps::Entry;
 use crate::header::{Compression, compatible, incompatible};
 use crate::image::Qcow2;
 
 impl Qcow2 {
     /// QEMU's `ImageInfoSpecificQCow2` as `format-specific`, and the format's
     /// part of `ImageInfo` beside it.
-    pub(crate) fn facts_json(&self) -> Result<String> {
+    pub(crate) fn facts_json(&self, files: &dyn Files) -> Result<String> {
         let header = &self.header;
         let mut data = Map::new();
         if header.version < 3 {
@@ -29,6 +30,10 @@ impl Qcow2 {
                 }
                 data.insert("data-file-raw".into(), json!(header.data_file_raw()));
             }
+        }
+        let bitmaps = self.bitmap_facts(files)?;
+        if !bitmaps.is_empty() {
+            data.insert("bitmaps".into(), Value::Array(bitmaps));
         }
         data.insert("refcount-bits".into(), json!(header.refcount_bits()));
         data.insert(
@@ -61,5 +66,22 @@ impl Qcow2 {
             json!({ "type": "qcow2", "data": Value::Object(data) }),
         );
         Ok(Value::Object(facts).to_string())
+    }
+
+    /// The bitmaps as the image has them now.
+    fn bitmap_facts(&self, files: &dyn Files) -> Result<Vec<Value>> {
+        let fact = |entry: &Entry| {
+            let mut flags = Vec::new();
+            if entry.is_in_use() {
+                flags.push("in-use");
+            }
+            if entry.is_auto() {
+                flags.push("auto");
+            }
+            let name = entry.name()?;
+            Some(json!({"name": name, "granularity": entry.granularity(), "flags": flags}))
+        };
+        let directory = self.bitmap_directory(files)?;
+        Ok(directory.iter().filter_map(fact).collect())
     }
 }

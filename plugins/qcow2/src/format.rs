@@ -1,9 +1,9 @@
 //! The plugin contract, call by call.
 
 use outport_sdk::{
-    ByteRange, CheckReport, Child, CreatableFormat, DiscardKind, Errno, Error, Extent, Files,
-    Format, Geometry, Grant, Info, Measurement, Placement, Repair, Result, SlotRange, Txn,
-    WritableFormat, WriteIntent,
+    Bits, ByteRange, CheckReport, Child, CreatableFormat, DiscardKind, Errno, Error, Extent, Files,
+    Format, Geometry, Grant, Info, KeepsBitmaps, KeptBitmap, Measurement, Placement, Repair,
+    Result, SlotRange, Txn, WritableFormat, WriteIntent,
 };
 
 use crate::header::{Header, MAGIC};
@@ -49,7 +49,7 @@ impl Format for Qcow2 {
 
     fn facts(&mut self, files: &dyn Files) -> Result<String> {
         self.refresh(files)?;
-        self.facts_json()
+        self.facts_json(files)
     }
 }
 
@@ -156,5 +156,44 @@ impl CreatableFormat for Qcow2 {
 
     fn create(txn: &mut dyn Txn, options: &str) -> Result<()> {
         create::create(txn, options)
+    }
+}
+
+impl KeepsBitmaps for Qcow2 {
+    fn list_bitmaps(&mut self, files: &dyn Files, first: u32) -> Result<Vec<KeptBitmap>> {
+        self.refresh(files)?;
+        self.listed_bitmaps(files, first)
+    }
+
+    fn read_bits(&mut self, files: &dyn Files, name: &str, from: u64) -> Result<Option<Bits>> {
+        self.refresh(files)?;
+        self.stored_bits(files, name, from)
+    }
+
+    fn check_bitmap(
+        &mut self,
+        files: &dyn Files,
+        bitmap: &KeptBitmap,
+        kept: &[String],
+    ) -> Result<()> {
+        self.refresh(files)?;
+        self.may_keep(bitmap, kept)
+    }
+
+    fn store_bits(&mut self, txn: &mut dyn Txn, bitmap: &KeptBitmap, bits: &Bits) -> Result<()> {
+        let placed = self.change(txn, |image, txn| image.place_bits(txn, bitmap, bits))?;
+        self.stage_bits(bitmap, bits, &placed);
+        Ok(())
+    }
+
+    fn keep_bitmaps(&mut self, txn: &mut dyn Txn, bitmaps: &[KeptBitmap]) -> Result<bool> {
+        let keeping = self.bitmaps.keeping.take();
+        let keeping = self.change(txn, |image, txn| image.keep(txn, bitmaps, keeping))?;
+        let done = keeping.is_none();
+        self.bitmaps.keeping = keeping;
+        if done {
+            self.bitmaps.staged.clear();
+        }
+        Ok(done)
     }
 }

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use outport_sdk::{
-    ByteRange, DiscardKind, Errno, Error, Files, Format, Grant, Granted, LogLevel, Result, Stage,
-    Txn, WritableFormat, WriteIntent, WriteKind,
+    Bits, ByteRange, DiscardKind, Errno, Error, Files, Format, Grant, Granted, KeepsBitmaps,
+    KeptBitmap, LogLevel, Result, Stage, Txn, WritableFormat, WriteIntent, WriteKind,
 };
 
 use crate::header::Header;
@@ -55,6 +55,12 @@ pub fn tables(bytes: &[u8]) {
     }
 }
 
+/// The bitmap directory there and back, and a header that gets and loses the extension.
+pub fn bitmaps(bytes: &[u8]) {
+    crate::bitmaps::fuzz_directory(bytes);
+    crate::bitmaps::fuzz_extension(bytes);
+}
+
 /// A whole image: opened, read and written in a few places.
 pub fn image(bytes: &[u8]) {
     let bytes = bytes.get(..FILE_BYTES_MAX as usize).unwrap_or(bytes);
@@ -86,6 +92,7 @@ fn exercise(memory: &mut Memory, writable: bool) -> Result<()> {
         image.activate(memory, &grants)?
     };
     let _ = image.facts(memory);
+    exercise_bitmaps(&mut image, memory, writable);
     let size = geometry.size;
     let unit = u64::from(geometry.unit);
     let places = [0, unit, size / 3, size / 2, size.saturating_sub(1)];
@@ -131,6 +138,41 @@ fn exercise(memory: &mut Memory, writable: bool) -> Result<()> {
         image.close(memory)?;
     }
     Ok(())
+}
+
+fn exercise_bitmaps(image: &mut Qcow2, memory: &mut Memory, writable: bool) {
+    let Ok(mut listed) = image.list_bitmaps(memory, 0) else {
+        return;
+    };
+    listed.truncate(4);
+    for bitmap in &listed {
+        let _ = image.read_bits(memory, &bitmap.name, 0);
+    }
+    if !writable {
+        return;
+    }
+    let one = KeptBitmap {
+        name: "fuzz".into(),
+        granularity: 65536,
+        enabled: true,
+        consistent: true,
+    };
+    listed.push(one);
+    let data = vec![5; 700];
+    for bitmap in &listed {
+        let bits = Bits {
+            first: 0,
+            data: data.clone(),
+        };
+        let _ = image.store_bits(memory, bitmap, &bits);
+    }
+    for _ in 0..4 {
+        match image.keep_bitmaps(memory, &listed) {
+            Ok(false) => {}
+            _ => break,
+        }
+    }
+    let _ = image.facts(memory);
 }
 
 fn minimal_header() -> Vec<u8> {

@@ -8,11 +8,11 @@ mod check;
 mod extension;
 mod parse;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use outport_sdk::{Error, Result};
 
-pub(crate) use extension::{Extension, feature_names};
+pub(crate) use extension::{Extension, feature_names, kind as extension_kind};
 
 /// "QFI\xfb".
 pub(crate) const MAGIC: u32 = 0x5146_49fb;
@@ -175,6 +175,22 @@ impl Header {
         self.extensions
             .iter()
             .any(|e| matches!(e, Extension::Bitmaps { .. }))
+    }
+
+    /// How many bitmaps there are, and length and place of their directory, while the autoclear
+    /// bit says that the extension is right.
+    pub(crate) fn active_bitmaps(&self) -> Option<(u32, u64, u64)> {
+        if self.autoclear & autoclear::BITMAPS == 0 {
+            return None;
+        }
+        self.extensions.iter().find_map(|e| match *e {
+            Extension::Bitmaps {
+                count,
+                directory_size,
+                directory_offset,
+            } => Some((count, directory_size, directory_offset)),
+            _ => None,
+        })
     }
 
     /// The image's own name for a feature bit, else its number in words.

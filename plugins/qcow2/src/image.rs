@@ -13,6 +13,7 @@ use outport_sdk::{
 };
 
 use crate::alloc::Allocator;
+use crate::bitmaps::Bitmaps;
 use crate::header::{Header, autoclear, field, incompatible};
 use crate::options::Options;
 use crate::pages::{IMAGE, Pages};
@@ -53,6 +54,8 @@ pub struct Qcow2 {
     pub(crate) busy: HashMap<u64, Busy>,
     pub(crate) next_token: u64,
     pub(crate) releases: Releases,
+    /// What is known of persistent bitmaps, and what is being stored of them.
+    pub(crate) bitmaps: Bitmaps,
     /// A check between two slices.
     pub(crate) check: Option<Box<crate::check::Check>>,
     /// A call failed half-way: the copies below are not what the file has.
@@ -93,6 +96,7 @@ impl Qcow2 {
             busy: HashMap::new(),
             next_token: 1,
             releases: Releases::default(),
+            bitmaps: Bitmaps::default(),
             check: None,
             stale: true,
         };
@@ -147,7 +151,7 @@ impl Qcow2 {
                 &bits.to_be_bytes(),
             )?;
         }
-        Ok(())
+        self.take_bitmaps(txn)
     }
 
     fn repair(&mut self, txn: &mut dyn Txn) -> Result<()> {
@@ -245,12 +249,6 @@ fn refuse_writing(header: &Header) -> Result<()> {
         return Err(Error::new(
             Errno::Eacces,
             "Image is corrupt; cannot be opened read/write. Open it read-only, or repair it",
-        ));
-    }
-    if header.autoclear & autoclear::BITMAPS != 0 {
-        return Err(Error::unsupported(
-            "The image has persistent bitmaps, which this plugin cannot keep up to date. Open it \
-             read-only, or remove its bitmaps",
         ));
     }
     Ok(())

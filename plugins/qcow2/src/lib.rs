@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod alloc;
+mod bitmaps;
 mod check;
 mod create;
 mod discard;
@@ -29,4 +30,4 @@ pub mod fuzzing;
 pub use image::Qcow2;
 
 #[cfg(target_arch = "wasm32")]
-outport_sdk::export_format_full!(Qcow2);
+outport_sdk::export_format_full!(Qcow2, bitmaps);

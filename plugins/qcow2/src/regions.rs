@@ -16,10 +16,13 @@ const TABLES_MAX: usize = 131_072;
 /// Table bytes read at a time.
 const CHUNK_BYTES: u64 = 64 << 10;
 
+/// What the bitmap directory is called.
+const BITMAP_DIRECTORY: &str = "bitmap directory";
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Regions {
     cluster_bits: u32,
-    /// First byte, end, name; at most four.
+    /// First byte, end, name; at most five.
     fixed: Vec<(u64, u64, &'static str)>,
     /// L1 tables of snapshots, sorted and merged.
     inactive: Vec<(u64, u64)>,
@@ -46,6 +49,9 @@ impl Regions {
             "refcount table",
         );
         regions.add_fixed(header.snapshots_offset, snapshot_table, "snapshot table");
+        if let Some((_, len, offset)) = header.active_bitmaps() {
+            regions.add_fixed(offset, len, BITMAP_DIRECTORY);
+        }
         let mut inactive: Vec<_> = snapshots
             .iter()
             .map(|s| {
@@ -159,5 +165,13 @@ impl Regions {
             self.fixed.remove(at);
         }
         self.add_fixed(new, len, name);
+    }
+
+    /// Where the bitmap directory is now, and its bytes, if there is one.
+    pub(crate) fn set_bitmap_directory(&mut self, place: Option<(u64, u64)>) {
+        self.fixed.retain(|f| f.2 != BITMAP_DIRECTORY);
+        if let Some((offset, len)) = place {
+            self.add_fixed(offset, len, BITMAP_DIRECTORY);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The contract in fragments, each exporting what no other does. The macros of
 //! [`crate::export`] put them together: `format-ro` is about and reader,
-//! `format` is also writer, `format-full` also creator; `authz` is about and
-//! policy, `metadata-context` about and provider. `wit-component` joins their
+//! `format` is also writer, `format-full` also creator, `format-full-bitmaps` also bitmaps; `authz`
+//! is about and policy, `metadata-context` about and provider. `wit-component` joins their
 //! type sections into exactly that world. So each `Guest` trait exists once.
 
 /// `meta`, and what every plugin has: the log and the shared types.
@@ -75,6 +75,25 @@ pub mod creator {
             }
         ",
         world: "outport:sdk/creator",
+        pub_export_macro: true,
+        with: {
+            "outport:plugin/types@0.1.0": crate::wasm::bindings::about::outport::plugin::types,
+        },
+        generate_all,
+    });
+}
+
+/// `format-bitmaps`.
+pub mod bitmaps {
+    wit_bindgen::generate!({
+        path: "../wit",
+        inline: "
+            package outport:sdk;
+            world bitmaps {
+                export outport:plugin/format-bitmaps@0.1.0;
+            }
+        ",
+        world: "outport:sdk/bitmaps",
         pub_export_macro: true,
         with: {
             "outport:plugin/types@0.1.0": crate::wasm::bindings::about::outport::plugin::types,

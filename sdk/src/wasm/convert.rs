@@ -4,13 +4,14 @@
 #![forbid(unsafe_code)]
 
 use super::bindings::about::outport::plugin::{log, types};
+use super::bindings::bitmaps::exports::outport::plugin::format_bitmaps;
 use super::bindings::reader::outport::plugin::extents;
 use super::bindings::writer::exports::outport::plugin::format_writer;
 use super::bindings::writer::outport::plugin::txn;
 use crate::{
-    ByteRange, CheckReport, Child, ChildKind, Codec, DiscardKind, Errno, Error, Extent, Geometry,
-    Grant, Granted, Location, LogLevel, Placement, Repair, SlotRange, Stage, WriteIntent,
-    WriteKind,
+    Bits, ByteRange, CheckReport, Child, ChildKind, Codec, DiscardKind, Errno, Error, Extent,
+    Geometry, Grant, Granted, KeptBitmap, Location, LogLevel, Placement, Repair, SlotRange, Stage,
+    WriteIntent, WriteKind,
 };
 
 macro_rules! errnos {
@@ -275,5 +276,53 @@ impl From<CheckReport> for format_writer::CheckReport {
             compressed_clusters: r.compressed_clusters,
             messages: r.messages,
         }
+    }
+}
+
+impl From<KeptBitmap> for format_bitmaps::Bitmap {
+    fn from(b: KeptBitmap) -> Self {
+        let KeptBitmap {
+            name,
+            granularity,
+            enabled,
+            consistent,
+        } = b;
+        Self {
+            name,
+            granularity,
+            enabled,
+            consistent,
+        }
+    }
+}
+
+impl From<format_bitmaps::Bitmap> for KeptBitmap {
+    fn from(b: format_bitmaps::Bitmap) -> Self {
+        let format_bitmaps::Bitmap {
+            name,
+            granularity,
+            enabled,
+            consistent,
+        } = b;
+        Self {
+            name,
+            granularity,
+            enabled,
+            consistent,
+        }
+    }
+}
+
+impl From<Bits> for format_bitmaps::Bits {
+    fn from(bits: Bits) -> Self {
+        let Bits { first, data } = bits;
+        Self { first, data }
+    }
+}
+
+impl From<format_bitmaps::Bits> for Bits {
+    fn from(bits: format_bitmaps::Bits) -> Self {
+        let format_bitmaps::Bits { first, data } = bits;
+        Self { first, data }
     }
 }

@@ -4,13 +4,17 @@
 
 use super::bindings::about::exports::outport::plugin::meta;
 use super::bindings::about::outport::plugin::types;
+use super::bindings::bitmaps::exports::outport::plugin::format_bitmaps;
 use super::bindings::creator::exports::outport::plugin::format_create;
 use super::bindings::reader::exports::outport::plugin::format_reader;
 use super::bindings::reader::outport::plugin::extents;
 use super::bindings::writer::exports::outport::plugin::format_writer;
 use super::image::{Instance, enter, keep, with, writable};
 use super::import::Host;
-use crate::{CreatableFormat, Extent, Format, Geometry, Grant, Info, WritableFormat};
+use crate::{
+    Bits, CreatableFormat, Extent, Format, Geometry, Grant, Info, KeepsBitmaps, KeptBitmap,
+    WritableFormat,
+};
 use std::marker::PhantomData;
 
 type Answer<T> = Result<T, types::Error>;
@@ -186,5 +190,29 @@ impl<T: CreatableFormat + Instance> format_create::Guest for Writable<T> {
     fn create(options: String) -> Answer<()> {
         enter();
         Ok(T::create(&mut Host, &options)?)
+    }
+}
+
+impl<T: KeepsBitmaps + Instance> format_bitmaps::Guest for Writable<T> {
+    fn list_bitmaps(first: u32) -> Answer<Vec<format_bitmaps::Bitmap>> {
+        with(|image: &mut T| Ok(list(image.list_bitmaps(&Host, first)?)))
+    }
+
+    fn read_bits(name: String, from: u64) -> Answer<Option<format_bitmaps::Bits>> {
+        with(|image: &mut T| Ok(image.read_bits(&Host, &name, from)?.map(Into::into)))
+    }
+
+    fn check_bitmap(bitmap: format_bitmaps::Bitmap, kept: Vec<String>) -> Answer<()> {
+        with(|image: &mut T| image.check_bitmap(&Host, &bitmap.into(), &kept))
+    }
+
+    fn store_bits(bitmap: format_bitmaps::Bitmap, bits: format_bitmaps::Bits) -> Answer<()> {
+        let (bitmap, bits): (KeptBitmap, Bits) = (bitmap.into(), bits.into());
+        with(|image: &mut T| image.store_bits(&mut Host, &bitmap, &bits))
+    }
+
+    fn keep_bitmaps(bitmaps: Vec<format_bitmaps::Bitmap>) -> Answer<bool> {
+        let bitmaps: Vec<_> = list(bitmaps);
+        with(|image: &mut T| image.keep_bitmaps(&mut Host, &bitmaps))
     }
 }

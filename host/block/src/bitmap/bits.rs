@@ -114,6 +114,41 @@ impl Bits {
         }
     }
 
+    /// Sets the bits of a stretch that begins with bit `first`, a multiple of 64; bits behind the
+    /// last granule are passed over.
+    pub(crate) fn set_stretch(&self, first: u64, bytes: &[u8]) {
+        let granules = self.granules();
+        let mut ones = None;
+        let words = bytes.chunks(8).zip((first..granules).step_by(64));
+        for (word, at) in words {
+            let mut padded = [0; 8];
+            padded[..word.len()].copy_from_slice(word);
+            let rest = granules - at;
+            let mask = if rest < 64 { (1 << rest) - 1 } else { u64::MAX };
+            match u64::from_le_bytes(padded) & mask {
+                u64::MAX => {
+                    ones.get_or_insert(at);
+                    continue;
+                }
+                0 => {}
+                some => {
+                    let leaf = (at / LEAF_BITS) as usize;
+                    if !self.is_full(leaf) {
+                        let words = &self.leaves[leaf].get_or_init(Leaf::empty).0;
+                        set_bits(&words[(at % LEAF_BITS / 64) as usize], some);
+                    }
+                }
+            }
+            if let Some(from) = ones.take() {
+                self.set(from, at);
+            }
+        }
+        if let Some(from) = ones {
+            let end = first.saturating_add(bytes.len() as u64 * 8);
+            self.set(from, end.min(granules));
+        }
+    }
+
     fn is_full(&self, leaf: usize) -> bool {
         self.full[leaf / 64].load(ORDER) >> (leaf % 64) & 1 == 1
     }
@@ -148,6 +183,23 @@ impl Bits {
             rest if rest < 64 => all & ((1 << rest) - 1),
             _ => all,
         }
+    }
+
+    /// At most `len` bytes of bits from bit `first` on, a multiple of 64, up to the last granule.
+    pub(crate) fn stretch(&self, first: u64, len: usize) -> Vec<u8> {
+        let rest = self.granules().saturating_sub(first).div_ceil(8);
+        let len = usize::try_from(rest).map_or(len, |rest| rest.min(len));
+        let mut bytes = Vec::with_capacity(len.next_multiple_of(8));
+        for at in (first / 64..).take(len.div_ceil(8)) {
+            bytes.extend(self.word(at).to_le_bytes());
+        }
+        bytes.truncate(len);
+        bytes
+    }
+
+    /// The first bit at or after `from` that is set.
+    pub(crate) fn next_set(&self, from: u64) -> Option<u64> {
+        self.find(true, from, self.granules())
     }
 
     /// Number of words with bits, at least one.

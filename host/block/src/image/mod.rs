@@ -30,6 +30,7 @@ mod locks;
 mod map;
 mod open;
 mod overlay;
+mod persist;
 mod read;
 mod reopen;
 mod resize;
@@ -47,12 +48,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use arc_swap::ArcSwapOption;
 use tokio::sync::Mutex as AsyncMutex;
 
+use crate::bitmap::NodeBitmaps;
 use crate::format::{Format, FormatError, FormatFactory, Geometry, Grant, Placement, SlotRange};
 use crate::gate::Gate;
 use crate::node::Node;
 
 pub use files::EventSink;
 pub use open::{ChildSource, create};
+pub use persist::CannotKeep;
 pub use reopen::{Change, NewBacking};
 pub(crate) use verify::fuzzing::verifier as fuzz_verifier;
 
@@ -154,6 +157,10 @@ pub struct Image {
     decoding: RangeLocks,
     gate: Gate,
     flusher: Flusher,
+    /// The node's, which the image keeps some of.
+    bitmaps: Arc<NodeBitmaps>,
+    /// Its file has, or may have, bitmaps.
+    has_stored: AtomicBool,
 }
 
 impl std::fmt::Debug for Image {

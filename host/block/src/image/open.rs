@@ -131,6 +131,8 @@ impl Image {
             decoding: RangeLocks::default(),
             gate: Gate::default(),
             flusher: Flusher::default(),
+            bitmaps: Arc::default(),
+            has_stored: AtomicBool::new(false),
         };
         {
             let mut plugin = image.plugin.lock().await;
@@ -141,7 +143,12 @@ impl Image {
                 .apply(&mut plugin, &call.txn, &pending)
                 .await
                 .map_err(fail)?;
+            image.load_bitmaps(&mut plugin).await.map_err(fail)?;
         }
+        image.make_marks_durable().await.map_err(|e| {
+            let message = format!("Node '{node_name}' could not be opened: {e}");
+            Error::new(ErrorKind::Io, message)
+        })?;
         Ok(image)
     }
 
@@ -170,6 +177,9 @@ impl Image {
             )
         };
         self.settle().await.map_err(io)?;
+        if self.put_bitmaps_away().await {
+            self.settle().await.map_err(io)?;
+        }
         let mut plugin = self.plugin.lock().await;
         // A damaged image stays marked as not closed.
         if plugin.instance.is_some() && self.state() == ImageState::Healthy {

@@ -14,7 +14,7 @@ use crate::node::Node;
 use crate::{ByteRange, Errno};
 
 use super::open::control_error;
-use super::{Image, Plugin, verify};
+use super::{Image, ImageState, Plugin, verify};
 
 /// Another backing node.
 #[derive(Clone, Debug)]
@@ -67,9 +67,16 @@ impl Image {
             plugin.grants = before.grants;
             plugin.options = before.options;
             self.forget(&mut plugin);
+            if before.writable && self.ensure_instance(&mut plugin).await.is_err() {
+                // What it marks as in use was put away, and would not say so.
+                self.files.set_state(ImageState::WritesRefused);
+            }
         }
         drop(plugin);
         self.forget_freed().await;
+        if self.make_marks_durable().await.is_err() {
+            self.files.set_state(ImageState::WritesRefused);
+        }
         opened.map_err(|e| control_error(&name, e))
     }
 
@@ -90,6 +97,7 @@ impl Image {
         self.drop_instance(&mut plugin);
         drop(plugin);
         self.forget_freed().await;
+        self.drop_loaded_bitmaps();
         Ok(())
     }
 
@@ -104,11 +112,18 @@ impl Image {
         self.files.look_again();
         self.writable.store(writable, Ordering::Release);
         plugin.inactive = false;
-        let opened = self.open_again(&mut plugin).await;
+        let mut opened = self.open_again(&mut plugin).await;
+        if opened.is_ok() {
+            opened = self.load_bitmaps(&mut plugin).await;
+        }
         if opened.is_err() {
             self.writable.store(false, Ordering::Release);
             plugin.inactive = true;
             self.forget(&mut plugin);
+        }
+        drop(plugin);
+        if self.make_marks_durable().await.is_err() {
+            self.files.set_state(ImageState::WritesRefused);
         }
         opened.map_err(|e| control_error(&name, e))
     }

@@ -37,6 +37,7 @@ impl Image {
             message: code.to_string(),
         };
         self.writable_now().map_err(refused)?;
+        self.check_bitmaps_follow()?;
         self.make_room().await.map_err(refused)?;
         // Nobody may be using what a shrink takes away.
         let drained = self.gate.drain().await;
@@ -133,7 +134,7 @@ impl Image {
     }
 
     /// A repair may write a lot. The plugin is not asked for more in between.
-    async fn write_back_if_full(&self) -> Result<(), FormatError> {
+    pub(super) async fn write_back_if_full(&self) -> Result<(), FormatError> {
         if self.files.overlay().active_bytes() <= super::overlay::DIRTY_MAX {
             return Ok(());
         }

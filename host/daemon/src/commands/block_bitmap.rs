@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::LocalBoxFuture;
 use outport_block::Node;
 use outport_block::bitmap::{Bits, DirtyBitmap, Held};
 use outport_block::node::Kind;
@@ -38,34 +39,52 @@ fn find(daemon: &Daemon, bitmap: &BlockDirtyBitmap) -> Result<Found, Error> {
 
 // === add ===
 
-struct Add(BlockDirtyBitmapAdd, Option<Found>);
+struct Add {
+    wanted: BlockDirtyBitmapAdd,
+    /// Whether the image can keep it, if it is to.
+    storable: Result<(), Error>,
+    added: Option<Found>,
+}
 
 /// `block-dirty-bitmap-add`.
 pub(super) fn add(arguments: BlockDirtyBitmapAdd) -> Box<dyn Action> {
-    Box::new(Add(arguments, None))
+    Box::new(Add {
+        wanted: arguments,
+        storable: Ok(()),
+        added: None,
+    })
 }
 
 impl Action for Add {
+    fn inquire<'a>(&'a mut self, daemon: &'a Daemon) -> LocalBoxFuture<'a, ()> {
+        Box::pin(async move {
+            let wanted = &self.wanted;
+            if wanted.persistent != Some(true) {
+                return;
+            }
+            let node = daemon.graph.borrow().lookup(&wanted.node, &wanted.node);
+            let Ok(node) = node else { return };
+            if let Ok(granularity) = granularity(wanted, &node) {
+                let asked = bitmaps::check_can_store(daemon, &node, &wanted.name, granularity);
+                self.storable = asked.await;
+            }
+        })
+    }
+
     fn prepare(&mut self, daemon: &Daemon) -> Result<(), Error> {
-        let Self(wanted, added) = self;
+        let Self {
+            wanted,
+            storable,
+            added,
+        } = self;
         let name = &wanted.name;
         if name.is_empty() {
             return Err(Error::generic("Bitmap name cannot be empty"));
         }
         let node = daemon.graph.borrow().lookup(&wanted.node, &wanted.node)?;
-        let granularity = match wanted.granularity {
-            Some(bytes) if bytes < 512 || !bytes.is_power_of_two() => {
-                return Err(Error::generic(
-                    "Granularity must be power of 2 and at least 512",
-                ));
-            }
-            Some(bytes) => bytes,
-            None => granularity_of(&node),
-        };
+        let granularity = granularity(wanted, &node)?;
         let persistent = wanted.persistent.unwrap_or(false);
-        if persistent {
-            bitmaps::check_can_store(&node, name, granularity)?;
-        }
+        storable.clone()?;
         if node.bitmaps().find(name).is_some() {
             return Err(Error::generic(format!("Bitmap already exists: {name}")));
         }
@@ -86,15 +105,26 @@ impl Action for Add {
     }
 
     fn commit(self: Box<Self>, done: &mut Committed) {
-        if let Some((node, _)) = self.1 {
+        if let Some((node, _)) = self.added {
             done.touch(&node);
         }
     }
 
     fn abort(self: Box<Self>) {
-        if let Some((node, bitmap)) = self.1 {
+        if let Some((node, bitmap)) = self.added {
             node.bitmaps().remove(&bitmap);
         }
+    }
+}
+
+/// What was asked for, or what suits the node.
+fn granularity(wanted: &BlockDirtyBitmapAdd, node: &Arc<Node>) -> Result<u32, Error> {
+    match wanted.granularity {
+        Some(bytes) if bytes < 512 || !bytes.is_power_of_two() => Err(Error::generic(
+            "Granularity must be power of 2 and at least 512",
+        )),
+        Some(bytes) => Ok(bytes),
+        None => Ok(granularity_of(node)),
     }
 }
 
@@ -133,6 +163,9 @@ impl Action for Remove {
         if let Some((node, held)) = self.1 {
             node.bitmaps().remove(held.bitmap());
             done.touch(&node);
+            if held.bitmap().is_persistent() {
+                done.forgetting.push(node);
+            }
         }
     }
 

@@ -170,22 +170,22 @@ impl Handler for Control {
     }
 
     async fn block_dirty_bitmap_add(&self, arguments: BlockDirtyBitmapAdd) -> Outcome<Empty> {
-        transaction::one(&self.daemon, block_bitmap::add(arguments))
+        transaction::one(&self.daemon, block_bitmap::add(arguments)).await
     }
     async fn block_dirty_bitmap_remove(&self, arguments: BlockDirtyBitmap) -> Outcome<Empty> {
-        transaction::one(&self.daemon, block_bitmap::remove(arguments))
+        transaction::one(&self.daemon, block_bitmap::remove(arguments)).await
     }
     async fn block_dirty_bitmap_clear(&self, arguments: BlockDirtyBitmap) -> Outcome<Empty> {
-        transaction::one(&self.daemon, block_bitmap::clear(arguments))
+        transaction::one(&self.daemon, block_bitmap::clear(arguments)).await
     }
     async fn block_dirty_bitmap_enable(&self, arguments: BlockDirtyBitmap) -> Outcome<Empty> {
-        transaction::one(&self.daemon, block_bitmap::enable(arguments))
+        transaction::one(&self.daemon, block_bitmap::enable(arguments)).await
     }
     async fn block_dirty_bitmap_disable(&self, arguments: BlockDirtyBitmap) -> Outcome<Empty> {
-        transaction::one(&self.daemon, block_bitmap::disable(arguments))
+        transaction::one(&self.daemon, block_bitmap::disable(arguments)).await
     }
     async fn block_dirty_bitmap_merge(&self, arguments: BlockDirtyBitmapMerge) -> Outcome<Empty> {
-        transaction::one(&self.daemon, block_bitmap::merge(arguments))
+        transaction::one(&self.daemon, block_bitmap::merge(arguments)).await
     }
     async fn x_debug_block_dirty_bitmap_sha256(
         &self,
@@ -336,6 +336,6 @@ impl Handler for Control {
         dismissed.map(|()| Empty {})
     }
     async fn transaction(&self, arguments: Transaction) -> Outcome<Empty> {
-        transaction::run(&self.daemon, arguments)
+        transaction::run(&self.daemon, arguments).await
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! Actions are prepared in order. If one of them fails, those before it are taken back, the last
 //! first, and nothing has happened; otherwise all of them are committed. Nobody else runs in
-//! between: preparing does not wait.
+//! between: preparing does not wait. What takes time is asked before, and done after.
 
 use std::sync::Arc;
 
+use futures_util::future::LocalBoxFuture;
 use outport_block::Node;
 use outport_block::bitmap::Bits;
 use outport_qmp::Error;
@@ -13,10 +14,18 @@ use outport_qmp::types::Empty;
 use outport_qmp::types::transaction::{Transaction, TransactionAction, TransactionActionBranch};
 
 use super::block_bitmap;
+use crate::bitmaps;
 use crate::daemon::Daemon;
 
 /// One change on its way.
 pub(super) trait Action {
+    /// Asks whoever takes time to answer, before anything is prepared. What is not right shows
+    /// when it is prepared.
+    fn inquire<'a>(&'a mut self, daemon: &'a Daemon) -> LocalBoxFuture<'a, ()> {
+        let _ = daemon;
+        Box::pin(std::future::ready(()))
+    }
+
     /// Checks and reserves, so that `commit` cannot fail.
     ///
     /// # Errors
@@ -37,6 +46,8 @@ pub(super) struct Committed {
     nodes: Vec<Arc<Node>>,
     /// Bits that get what is dirty in others, in order.
     pub(super) merges: Vec<(Arc<Bits>, Arc<Bits>)>,
+    /// Nodes whose images are to forget bitmaps that were removed.
+    pub(super) forgetting: Vec<Arc<Node>>,
 }
 
 impl Committed {
@@ -47,7 +58,7 @@ impl Committed {
         }
     }
 
-    fn take_effect(self) {
+    fn take_effect(&self) {
         for node in &self.nodes {
             node.bitmaps().publish();
         }
@@ -85,21 +96,30 @@ fn action(action: TransactionAction) -> Box<dyn Action> {
 }
 
 /// `transaction`. The completion mode concerns jobs, which no action starts so far.
-pub(super) fn run(daemon: &Daemon, arguments: Transaction) -> Result<Empty, Error> {
-    all_or_nothing(daemon, arguments.actions.into_iter().map(action))?;
-    Ok(Empty {})
+pub(super) async fn run(daemon: &Daemon, arguments: Transaction) -> Result<Empty, Error> {
+    carry_out(daemon, arguments.actions.into_iter().map(action).collect()).await
 }
 
 /// A command that is one action.
-pub(super) fn one(daemon: &Daemon, action: Box<dyn Action>) -> Result<Empty, Error> {
-    all_or_nothing(daemon, std::iter::once(action))?;
+pub(super) async fn one(daemon: &Daemon, action: Box<dyn Action>) -> Result<Empty, Error> {
+    carry_out(daemon, vec![action]).await
+}
+
+async fn carry_out(daemon: &Daemon, mut actions: Vec<Box<dyn Action>>) -> Result<Empty, Error> {
+    for action in &mut actions {
+        action.inquire(daemon).await;
+    }
+    let done = all_or_nothing(daemon, actions.into_iter())?;
+    for node in &done.forgetting {
+        bitmaps::forget_removed(daemon, node).await?;
+    }
     Ok(Empty {})
 }
 
 fn all_or_nothing(
     daemon: &Daemon,
     actions: impl Iterator<Item = Box<dyn Action>>,
-) -> Result<(), Error> {
+) -> Result<Committed, Error> {
     let mut prepared: Vec<Box<dyn Action>> = Vec::new();
     for mut action in actions {
         if let Err(error) = action.prepare(daemon) {
@@ -115,7 +135,7 @@ fn all_or_nothing(
         action.commit(&mut done);
     }
     done.take_effect();
-    Ok(())
+    Ok(done)
 }
 
 #[cfg(test)]

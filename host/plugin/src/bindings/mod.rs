@@ -6,6 +6,7 @@
 //! its kind, and is judged in `examine`; what it was not granted answers with an
 //! error. Only `files.read` and `node-view.allocation` can wait.
 
+pub(crate) mod bitmaps;
 mod config_files;
 pub(crate) mod context;
 pub(crate) mod convert;
@@ -36,7 +37,7 @@ mod generated {
         inline: "
             package outport:host;
             world all {
-                include outport:plugin/format-full@0.1.0;
+                include outport:plugin/format-full-bitmaps@0.1.0;
                 include outport:plugin/authz@0.1.0;
                 include outport:plugin/metadata-context@0.1.0;
             }
@@ -51,7 +52,8 @@ mod generated {
 }
 
 pub(crate) use generated::exports::outport::plugin::{
-    authz_policy, context_provider, format_create, format_reader, format_writer, meta,
+    authz_policy, context_provider, format_bitmaps, format_create, format_reader, format_writer,
+    meta,
 };
 pub(crate) use generated::outport::plugin::{extents, types};
 

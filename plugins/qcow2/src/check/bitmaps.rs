@@ -8,16 +8,9 @@ use outport_sdk::{Files, Reader, Result};
 
 use super::counts::Kind;
 use super::{Check, Phase};
-use crate::header::{Extension, autoclear};
+use crate::bitmaps::{BITMAPS_MAX, DIRECTORY_BYTES_MAX, FIXED as ENTRY_BYTES};
 use crate::pages::IMAGE;
 use crate::table::OFFSET_MASK;
-
-/// QEMU's limits: bitmaps of one image, and bytes of their directory.
-const BITMAPS_MAX: u32 = 65_535;
-const DIRECTORY_BYTES_MAX: u64 = 64 << 20;
-
-/// Fixed part of a directory entry.
-const ENTRY_BYTES: usize = 24;
 
 /// Bit 0 of a table entry without a cluster: all ones.
 const ALL_ONES: u64 = 1;
@@ -38,7 +31,7 @@ impl Check {
         files: &dyn Files,
         cursor: BitmapCursor,
     ) -> Result<Phase> {
-        let Some((count, directory, len)) = self.bitmaps() else {
+        let Some((count, len, directory)) = self.header.active_bitmaps() else {
             return Ok(self.counted());
         };
         if cursor.bitmap == 0 && cursor.table.is_none() {
@@ -61,24 +54,6 @@ impl Check {
             return Ok(self.counted());
         }
         self.count_directory_entry(files, cursor, directory, len)
-    }
-
-    /// Number of bitmaps, and where their directory lies.
-    fn bitmaps(&self) -> Option<(u32, u64, u64)> {
-        if self.header.autoclear & autoclear::BITMAPS == 0 {
-            return None;
-        }
-        self.header
-            .extensions
-            .iter()
-            .find_map(|extension| match extension {
-                Extension::Bitmaps {
-                    count,
-                    directory_size,
-                    directory_offset,
-                } => Some((*count, *directory_offset, *directory_size)),
-                _ => None,
-            })
     }
 
     fn count_directory_entry(

@@ -5,13 +5,13 @@ use outport_sdk::{Error, Reader, Result};
 use super::parse::text;
 
 /// Their types.
-pub(super) mod kind {
-    pub(in crate::header) const END: u32 = 0;
-    pub(in crate::header) const BACKING_FORMAT: u32 = 0xe279_2aca;
-    pub(in crate::header) const FEATURE_NAMES: u32 = 0x6803_f857;
-    pub(in crate::header) const BITMAPS: u32 = 0x2385_2875;
-    pub(in crate::header) const ENCRYPTION: u32 = 0x0537_be77;
-    pub(in crate::header) const DATA_FILE: u32 = 0x4441_5441;
+pub(crate) mod kind {
+    pub(crate) const END: u32 = 0;
+    pub(crate) const BACKING_FORMAT: u32 = 0xe279_2aca;
+    pub(crate) const FEATURE_NAMES: u32 = 0x6803_f857;
+    pub(crate) const BITMAPS: u32 = 0x2385_2875;
+    pub(crate) const ENCRYPTION: u32 = 0x0537_be77;
+    pub(crate) const DATA_FILE: u32 = 0x4441_5441;
 }
 
 /// One row of the feature name table.
