@@ -81,6 +81,10 @@ pub(crate) async fn reopen(daemon: &Daemon, options: Vec<BlockdevOptions>) -> Re
     let left_behind = hold_old_children(daemon, &applied);
     let images = reopen_images(daemon, &changes).await;
     if images.is_ok() {
+        for change in &changes {
+            let common = &change.common;
+            change.node.set_options(common.read_only, common.unmap);
+        }
         leave_windows(&changes).await;
         for options in options {
             daemon.config.node_reopened(&daemon.graph.borrow(), options);
@@ -205,7 +209,10 @@ fn apply(graph: &mut Graph, changes: &[Change]) -> Result<Applied, Error> {
     }
     for change in changes {
         let common = &change.common;
-        change.node.set_options(common.read_only, common.unmap);
+        // What holds an image takes what that has to write when it is put away.
+        let is_image = matches!(change.data, Data::Image(_));
+        let read_only = common.read_only && (is_image || change.node.is_read_only());
+        change.node.set_options(read_only, common.unmap);
         let told = Told {
             detect_zeroes: common.detect_zeroes,
             direct: common.direct,
