@@ -109,6 +109,8 @@ fn inactivate(daemon: &Daemon, name: String) -> LocalBoxFuture<'_, Result<(), St
             entry.node.clone()
         };
         run(daemon, &node, |node| async move { node.inactivate().await }).await?;
+        // As long as what is below is ours: bitmaps were stored.
+        refresh_facts(daemon, &node).await;
         let children: Vec<_> = {
             let mut graph = daemon.graph.borrow_mut();
             graph.deactivate(&name);

@@ -352,6 +352,11 @@ fn images() -> Vec<Vec<u8>> {
             ])
             .arg(&path)
             .output();
+        let _ = std::process::Command::new("qemu-img")
+            .args(["bitmap", "--add", "-g", "512"])
+            .arg(&path)
+            .arg("one")
+            .output();
         let bytes = std::fs::read(&path).expect("the image that was just made");
         // Where the metadata is; the fuzzer's time is not for payload.
         out.push(bytes[..bytes.len().min(64 << 10)].to_vec());
@@ -365,6 +370,27 @@ fn qcow2_header() {
         "qcow2_header",
         &images(),
         outport_plugin_qcow2::fuzzing::header,
+    );
+}
+
+#[test]
+fn qcow2_bitmaps() {
+    // Cluster size, count, and a directory of two bitmaps; headers with and without the extension.
+    let entry = |name: &str, extra: usize| {
+        let mut out = 0x5_0000_u64.to_be_bytes().to_vec();
+        out.extend([0, 0, 0, 1, 0, 0, 0, 6, 1, 16, 0, name.len() as u8]);
+        out.extend((extra as u32).to_be_bytes());
+        out.resize(out.len() + extra, 9);
+        out.extend(name.bytes());
+        out.resize(out.len().next_multiple_of(8), 0);
+        out
+    };
+    let mut seeds = images();
+    seeds.push([vec![7, 2], entry("one", 0), entry("two", 12)].concat());
+    run(
+        "qcow2_bitmaps",
+        &seeds,
+        outport_plugin_qcow2::fuzzing::bitmaps,
     );
 }
 

@@ -246,15 +246,18 @@ impl History {
         let mut contexts: Vec<_> = bitmaps
             .map(|name| format!("qemu:dirty-bitmap:{name}"))
             .collect();
-        let options = format!(
-            "driver=nbd,server.type=unix,server.path={},export={},x-dirty-bitmap={}",
-            daemon.nbd().path().display(),
-            self.node,
-            contexts[0]
-        );
-        let map = qemu_img(&["map", "--output=json", "--image-opts", &options]);
-        let mut seen = vec![("qemu-img map".to_owned(), map)];
-        contexts.push("qemu:allocation-depth".to_owned());
+        let mut seen = Vec::new();
+        let depth = "qemu:allocation-depth".to_owned();
+        for context in [&contexts[0], &depth] {
+            let options = format!(
+                "driver=nbd,server.type=unix,server.path={},export={},x-dirty-bitmap={context}",
+                daemon.nbd().path().display(),
+                self.node,
+            );
+            let map = qemu_img(&["map", "--output=json", "--image-opts", &options]);
+            seen.push((format!("qemu-img map {context}"), map));
+        }
+        contexts.push(depth);
         for context in &contexts {
             let map = run("nbdinfo", &[&format!("--map={context}"), &uri]);
             seen.push((format!("map {context}"), map));

@@ -13,6 +13,7 @@
 mod backup;
 mod extended;
 mod history;
+mod persistent;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

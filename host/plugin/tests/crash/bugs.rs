@@ -36,12 +36,24 @@ pub(crate) fn without_barriers(events: &[Event]) -> Vec<Event> {
 
 /// The same plugin, but all that it queues is of stage `prepare`.
 pub(crate) fn maps_early(factory: Arc<dyn FormatFactory>) -> Arc<dyn FormatFactory> {
-    Arc::new(HastyFactory(factory))
+    Arc::new(Faulty(factory, Bug::Hasty))
 }
 
-struct HastyFactory(Arc<dyn FormatFactory>);
+/// The same plugin, but opening an image for writing leaves no marks on it, and nobody stores its
+/// bitmaps.
+pub(crate) fn marks_nothing(factory: Arc<dyn FormatFactory>) -> Arc<dyn FormatFactory> {
+    Arc::new(Faulty(factory, Bug::Silent))
+}
 
-impl FormatFactory for HastyFactory {
+#[derive(Clone, Copy)]
+enum Bug {
+    Hasty,
+    Silent,
+}
+
+struct Faulty(Arc<dyn FormatFactory>, Bug);
+
+impl FormatFactory for Faulty {
     fn name(&self) -> &str {
         self.0.name()
     }
@@ -53,7 +65,7 @@ impl FormatFactory for HastyFactory {
     fn instantiate(&self, files: Arc<dyn FormatFiles>) -> FormatFuture<'_, Box<dyn Format>> {
         Box::pin(async move {
             let format = self.0.instantiate(files).await?;
-            Ok(Box::new(Hasty(format)) as Box<dyn Format>)
+            Ok(Box::new(Spoiled(format, self.1)) as Box<dyn Format>)
         })
     }
 
@@ -62,13 +74,14 @@ impl FormatFactory for HastyFactory {
     }
 }
 
-struct Hasty(Box<dyn Format>);
+struct Spoiled(Box<dyn Format>, Bug);
 
 /// What the call queued, too early.
-fn early<'a, T: Send + 'a>(call: FormatFuture<'a, Call<T>>) -> FormatFuture<'a, Call<T>> {
+fn early<'a, T: Send + 'a>(bug: Bug, call: FormatFuture<'a, Call<T>>) -> FormatFuture<'a, Call<T>> {
     Box::pin(async move {
         let mut call: Call<T> = call.await?;
-        for op in &mut call.txn {
+        let hasty = matches!(bug, Bug::Hasty);
+        for op in call.txn.iter_mut().filter(|_| hasty) {
             if let TxnOp::Write { stage, .. } | TxnOp::Zero { stage, .. } = op {
                 *stage = Stage::Prepare;
             }
@@ -77,13 +90,20 @@ fn early<'a, T: Send + 'a>(call: FormatFuture<'a, Call<T>>) -> FormatFuture<'a, 
     })
 }
 
-impl Format for Hasty {
+impl Format for Spoiled {
     fn open<'a>(&'a mut self, options: &'a str, writable: bool) -> FormatFuture<'a, Vec<Child>> {
         self.0.open(options, writable)
     }
 
     fn activate(&mut self, grants: Vec<Grant>) -> FormatFuture<'_, Call<Geometry>> {
-        early(self.0.activate(grants))
+        match self.1 {
+            Bug::Hasty => early(self.1, self.0.activate(grants)),
+            Bug::Silent => Box::pin(async move {
+                let mut call = self.0.activate(grants).await?;
+                call.txn.clear();
+                Ok(call)
+            }),
+        }
     }
 
     fn resolve(&mut self, range: ByteRange) -> FormatFuture<'_, Vec<Extent>> {
@@ -102,15 +122,15 @@ impl Format for Hasty {
         &mut self,
         intents: Vec<WriteIntent>,
     ) -> FormatFuture<'_, Call<Vec<Placement>>> {
-        early(self.0.prepare_write(intents))
+        early(self.1, self.0.prepare_write(intents))
     }
 
     fn commit_write(&mut self, tokens: Vec<u64>) -> FormatFuture<'_, Call<Vec<Extent>>> {
-        early(self.0.commit_write(tokens))
+        early(self.1, self.0.commit_write(tokens))
     }
 
     fn abort_write(&mut self, tokens: Vec<u64>) -> FormatFuture<'_, Call<()>> {
-        early(self.0.abort_write(tokens))
+        early(self.1, self.0.abort_write(tokens))
     }
 
     fn discard(
@@ -118,19 +138,19 @@ impl Format for Hasty {
         range: ByteRange,
         kind: DiscardKind,
     ) -> FormatFuture<'_, Call<Vec<Extent>>> {
-        early(self.0.discard(range, kind))
+        early(self.1, self.0.discard(range, kind))
     }
 
     fn reclaim(&mut self, freed: Vec<SlotRange>) -> FormatFuture<'_, Call<()>> {
-        early(self.0.reclaim(freed))
+        early(self.1, self.0.reclaim(freed))
     }
 
     fn flush(&mut self) -> FormatFuture<'_, Call<()>> {
-        early(self.0.flush())
+        early(self.1, self.0.flush())
     }
 
     fn resize(&mut self, size: u64) -> FormatFuture<'_, Call<Geometry>> {
-        early(self.0.resize(size))
+        early(self.1, self.0.resize(size))
     }
 
     fn check(
@@ -138,14 +158,14 @@ impl Format for Hasty {
         fix: Repair,
         cursor: u64,
     ) -> FormatFuture<'_, Call<(CheckReport, Option<u64>)>> {
-        early(self.0.check(fix, cursor))
+        early(self.1, self.0.check(fix, cursor))
     }
 
     fn close(&mut self) -> FormatFuture<'_, Call<()>> {
-        early(self.0.close())
+        early(self.1, self.0.close())
     }
 
     fn create<'a>(&'a mut self, options: &'a str) -> FormatFuture<'a, Call<()>> {
-        early(self.0.create(options))
+        early(self.1, self.0.create(options))
     }
 }

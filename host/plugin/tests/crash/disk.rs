@@ -30,6 +30,8 @@ pub(crate) struct Case {
     pub(crate) resizes: bool,
     /// Written to by a QEMU that was killed: its first half, with reference counts that lag.
     pub(crate) killed: bool,
+    /// Has a persistent bitmap of sectors, and gets and loses others.
+    pub(crate) bitmaps: bool,
 }
 
 impl Default for Case {
@@ -42,6 +44,7 @@ impl Default for Case {
             snapshot: false,
             resizes: false,
             killed: false,
+            bitmaps: false,
         }
     }
 }
@@ -104,6 +107,9 @@ pub(crate) fn bundled() -> Arc<dyn FormatFactory> {
     REGISTRY.format("qcow2").unwrap()
 }
 
+/// The bitmap that an image is made with.
+pub(crate) const BITMAP: &str = "made";
+
 /// An image in a folder of its own.
 pub(crate) struct Disk {
     pub(crate) case: Case,
@@ -141,6 +147,9 @@ impl Disk {
         }
         if case.snapshot {
             qemu_img(&["snapshot", "-c", "one", &image]);
+        }
+        if case.bitmaps {
+            qemu_img(&["bitmap", "--add", "-g", "512", &image, BITMAP]);
         }
         Self {
             case,

@@ -45,6 +45,13 @@ impl History {
         Self { values, durable }
     }
 
+    /// Sectors that hold something else than at first.
+    pub(crate) fn changed(&self, guest: &[u8]) -> impl Iterator<Item = usize> {
+        let now = guest.chunks(SECTOR as usize).map(value_of);
+        let pairs = self.values.iter().zip(now).enumerate();
+        pairs.filter_map(|(i, (values, now))| (values.first() != now.as_ref()).then_some(i))
+    }
+
     /// The newest value of each sector, while the image lasts.
     pub(crate) fn now(&self) -> impl Iterator<Item = u64> {
         let last = |values: &Vec<u64>| values.last().copied().unwrap_or(ABSENT);

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use outport_block::Buf;
 use outport_block::format::Repair;
 use outport_block::trace::CrashImage;
+use outport_block::{Buf, ByteRange, Node};
 use outport_tests::try_run;
 
 use crate::disk::{Case, Disk, bundled, file_node, read_all};
-use crate::history::History;
+use crate::history::{History, SECTOR};
 
 /// One image in so many goes to `qemu-img check` as it is.
 const CHECKED: usize = 13;
@@ -31,6 +31,8 @@ pub(crate) struct Tally {
     pub(crate) written: usize,
     pub(crate) checked: usize,
     pub(crate) converted: usize,
+    /// Bitmaps that said something.
+    pub(crate) bitmaps: usize,
 }
 
 impl Tally {
@@ -41,6 +43,7 @@ impl Tally {
         self.written += other.written;
         self.checked += other.checked;
         self.converted += other.converted;
+        self.bitmaps += other.bitmaps;
     }
 }
 
@@ -53,12 +56,13 @@ impl fmt::Display for Tally {
             written,
             checked,
             converted,
+            bitmaps,
         } = self;
         write!(
             f,
             "{points} crash points, {images} images read and checked through the plugin \
              ({dirty} dirty, {written} written on), {checked} by qemu-img check, \
-             {converted} by qemu-img convert"
+             {converted} by qemu-img convert, {bitmaps} bitmaps"
         )
     }
 }
@@ -105,7 +109,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Open it for reading, which mends nothing; its content.
-    async fn reopen(&self, dirty: bool) -> Result<Vec<u8>, String> {
+    async fn reopen(&mut self, dirty: bool) -> Result<Vec<u8>, String> {
         let file = file_node(&self.path, true, None);
         let node = self.disk.open(bundled(), file, false).await;
         let node = node.map_err(|e| format!("it does not open: {e}"))?;
@@ -118,12 +122,31 @@ impl<'a> Judge<'a> {
         if report.corruptions + report.check_errors > 0 && !dirty {
             return Err(format!("the plugin's check says {report:?}"));
         }
+        self.judge_bitmaps(&node, &guest)?;
         let damage = std::mem::take(&mut *self.disk.damage.lock().unwrap());
         if damage.is_empty() || dirty {
             Ok(guest)
         } else {
             Err(format!("reading finds damage: {damage:?}"))
         }
+    }
+
+    /// A bitmap that says something says nothing wrong: what changed is dirty.
+    fn judge_bitmaps(&mut self, node: &Node, guest: &[u8]) -> Result<(), String> {
+        let bitmaps = node.bitmaps().all();
+        for bitmap in bitmaps.iter().filter(|it| !it.is_inconsistent()) {
+            self.tally.bitmaps += 1;
+            let bits = bitmap.bits();
+            let clean = |sector: &usize| {
+                let at = *sector as u64 * SECTOR;
+                !bits.run(ByteRange::between(at, at + SECTOR)).1
+            };
+            if let Some(sector) = self.history.changed(guest).find(clean) {
+                let name = bitmap.name();
+                return Err(format!("sector {sector} changed and is clean in '{name}'"));
+            }
+        }
+        Ok(())
     }
 
     /// It is an image to go on with: write to it, close it, read it back.

@@ -186,6 +186,20 @@ fn crash_of_version_2_loses_nothing_that_was_flushed() {
     });
 }
 
+#[test]
+fn crash_with_bitmaps_leaves_none_that_says_what_is_not_so() {
+    for (options, cluster) in [("cluster_size=512", 512), ("cluster_size=4k", 4096)] {
+        survives(Case {
+            options,
+            cluster,
+            clusters: 24,
+            backing: cluster > 512,
+            bitmaps: true,
+            ..Case::default()
+        });
+    }
+}
+
 const PLANTED: Case = Case {
     options: "cluster_size=4k",
     cluster: 4096,
@@ -194,6 +208,7 @@ const PLANTED: Case = Case {
     snapshot: false,
     resizes: false,
     killed: false,
+    bitmaps: false,
 };
 
 /// How many of four seeds show the bug.
@@ -244,6 +259,22 @@ fn a_crash_finds_a_flush_that_does_nothing() {
         let recording = record(PLANTED, seed, bundled()).await;
         let events = bugs::without_barriers(&recording.events);
         judge(&recording, &events, seed).await.1
+    });
+    assert_eq!(found, 4);
+}
+
+#[test]
+fn a_crash_finds_bitmaps_that_are_not_marked() {
+    if !requires("qemu-img") {
+        return;
+    }
+    let found = found_in("no marks on bitmaps", async |seed| {
+        let case = Case {
+            bitmaps: true,
+            ..PLANTED
+        };
+        let recording = record(case, seed, bugs::marks_nothing(bundled())).await;
+        judge(&recording, &recording.events, seed).await.1
     });
     assert_eq!(found, 4);
 }

@@ -1,11 +1,12 @@
 //! Random requests, several at once, each sector of them stamped.
 
+use outport_block::bitmap::DirtyBitmap;
 use outport_block::format::Codec;
 use outport_block::trace::Trace;
 use outport_block::{Buf, ByteRange};
 use outport_tests::Rng;
 
-use crate::disk::{Case, Disk, read_all};
+use crate::disk::{BITMAP, Case, Disk, read_all};
 use crate::history::{ABSENT, History, SECTOR, ZERO, backing_stamp, content, value_of};
 
 /// Steps of one workload; a step is one to five requests.
@@ -30,6 +31,9 @@ pub(crate) async fn run(disk: &mut Disk, trace: &Trace, seed: u64) -> History {
         rng: Rng::new(seed),
         history: History::new(first_values(disk.case)),
     };
+    if disk_keeps_bitmaps(work.disk) {
+        work.add_bitmap("early");
+    }
     for _ in 0..STEPS {
         match work.rng.below(16) {
             0..7 => work.writes_at_once().await,
@@ -38,6 +42,7 @@ pub(crate) async fn run(disk: &mut Disk, trace: &Trace, seed: u64) -> History {
             9 | 10 => work.zeroes().await,
             11 => work.compressed().await,
             12 if work.disk.case.resizes => work.resize().await,
+            12 if work.disk.case.bitmaps => work.bitmap().await,
             _ => work.flush().await,
         }
     }
@@ -54,6 +59,10 @@ pub(crate) async fn run(disk: &mut Disk, trace: &Trace, seed: u64) -> History {
     work.history
 }
 
+fn disk_keeps_bitmaps(disk: &Disk) -> bool {
+    disk.case.bitmaps && disk.node().bitmaps().find(BITMAP).is_some()
+}
+
 struct Work<'a> {
     disk: &'a Disk,
     trace: &'a Trace,
@@ -64,6 +73,26 @@ struct Work<'a> {
 impl Work<'_> {
     fn size(&self) -> u64 {
         self.disk.node().len_bytes()
+    }
+
+    /// One more persistent bitmap of sectors.
+    fn add_bitmap(&self, name: &str) {
+        let node = self.disk.node();
+        let bitmap = DirtyBitmap::new(name, SECTOR as u32, node.size(), true).unwrap();
+        bitmap.set_persistent(true);
+        node.bitmaps().insert(bitmap);
+        node.bitmaps().publish();
+    }
+
+    /// The bitmap that the image was made with goes, as by a command.
+    async fn bitmap(&mut self) {
+        let bitmaps = self.disk.node().bitmaps();
+        if let Some(bitmap) = bitmaps.find(BITMAP).filter(|_| self.rng.one_in(2)) {
+            bitmaps.remove(&bitmap);
+            bitmaps.publish();
+            let image = self.disk.node().image().unwrap();
+            image.forget_removed().await.unwrap();
+        }
     }
 
     fn stamp(&mut self) -> u64 {
