@@ -74,7 +74,8 @@ impl Bits {
     /// How many bits there are.
     #[must_use]
     pub fn granules(&self) -> u64 {
-        self.size().div_ceil(self.granularity())
+        let size = self.size();
+        (size >> self.shift) + u64::from(size & (self.granularity() - 1) != 0)
     }
 
     /// Bits for which there is room without [`Bits::resized`].
@@ -151,6 +152,11 @@ impl Bits {
 
     fn is_full(&self, leaf: usize) -> bool {
         self.full[leaf / 64].load(ORDER) >> (leaf % 64) & 1 == 1
+    }
+
+    /// Nothing was ever set in this leaf.
+    fn is_blank(&self, leaf: usize) -> bool {
+        leaf < self.leaves.len() && !self.is_full(leaf) && self.leaves[leaf].get().is_none()
     }
 
     /// Sets the bits of whatever is dirty in `other`, which may have other granules.
@@ -232,6 +238,39 @@ impl Bits {
         (until.min(range.end()) - range.offset(), dirty)
     }
 
+    /// Tells what [`Bits::run`] would, run after run to the end of the range, as long as `more`
+    /// wants it. Looks at each word once.
+    pub fn runs(&self, range: ByteRange, mut more: impl FnMut(u64, bool) -> bool) {
+        if range.is_empty() {
+            return;
+        }
+        let (mut from, mut at) = (range.offset(), range.offset() >> self.shift);
+        let end = ((range.end() - 1) >> self.shift) + 1;
+        let mut dirty = self.word(at / 64) >> (at % 64) & 1 == 1;
+        while at < end {
+            if !dirty && self.is_blank((at / LEAF_BITS) as usize) {
+                at = (at / LEAF_BITS + 1) * LEAF_BITS;
+                continue;
+            }
+            let word = self.word(at / 64);
+            let mut other = if dirty { !word } else { word } & (u64::MAX << (at % 64));
+            while other != 0 {
+                let bit = at / 64 * 64 + u64::from(other.trailing_zeros());
+                if bit >= end {
+                    break;
+                }
+                let here = bit << self.shift;
+                if !more(here - from, dirty) {
+                    return;
+                }
+                (from, dirty) = (here, !dirty);
+                other = !other & (u64::MAX << (bit % 64));
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        more(range.end() - from, dirty);
+    }
+
     /// The first dirty run of the range.
     #[must_use]
     pub fn next_dirty(&self, range: ByteRange) -> Option<ByteRange> {
@@ -251,9 +290,7 @@ impl Bits {
         let mut at = from;
         while at < end {
             let leaf = (at / LEAF_BITS) as usize;
-            if leaf < self.leaves.len() && !self.is_full(leaf) && self.leaves[leaf].get().is_none()
-            {
-                // Nothing in this leaf.
+            if self.is_blank(leaf) {
                 if !set {
                     return Some(at);
                 }

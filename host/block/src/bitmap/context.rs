@@ -35,13 +35,11 @@ impl ContextProvider for DirtyBitmapContext {
     fn extents(&self, range: ByteRange, extents_max: usize) -> NodeFuture<'_, Vec<ContextExtent>> {
         let bits = self.bitmap.bits();
         let mut extents = Vec::new();
-        let mut rest = range;
-        while !rest.is_empty() && extents.len() < extents_max {
-            let (len, dirty) = bits.run(rest);
+        bits.runs(range, |len, dirty| {
             let flags = u64::from(dirty);
             extents.push(ContextExtent { len, flags });
-            rest = ByteRange::between(rest.offset() + len, range.end());
-        }
+            extents.len() < extents_max
+        });
         Box::pin(std::future::ready(Ok(extents)))
     }
 }

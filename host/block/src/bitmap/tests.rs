@@ -33,6 +33,41 @@ fn told(bits: &Bits) -> Vec<bool> {
     list
 }
 
+/// Runs as they are told one by one, and all at once.
+fn both_runs(bits: &Bits, range: ByteRange) -> [Vec<(u64, bool)>; 2] {
+    let (mut single, mut at_once, mut rest) = (Vec::new(), Vec::new(), range);
+    while !rest.is_empty() {
+        single.push(bits.run(rest));
+        let (len, _) = single[single.len() - 1];
+        rest = between(rest.offset() + len, rest.end());
+    }
+    bits.runs(range, |len, dirty| {
+        at_once.push((len, dirty));
+        true
+    });
+    [single, at_once]
+}
+
+proptest! {
+    #[test]
+    fn runs_are_the_same_one_by_one_and_all_at_once(
+        marks in proptest::collection::vec((0u64..40_000, 1u64..300), 0..40),
+        long in (0u64..40_000, 0u64..40_000),
+        from in 0u64..20_000_000,
+        len in 0u64..21_000_000,
+    ) {
+        // Leaves of 16 MiB: one and a half of them.
+        let size = 40_000 * 512 + 100;
+        let bits = Bits::new(size, 512).unwrap();
+        for (offset, len) in marks.into_iter().chain([long]) {
+            let end = ((offset + len) * 512).min(size);
+            bits.mark(between((offset * 512).min(end), end));
+        }
+        let [single, at_once] = both_runs(&bits, between(from, (from + len).min(size)));
+        prop_assert_eq!(single, at_once);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]

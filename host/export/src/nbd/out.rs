@@ -25,6 +25,9 @@ const IOVECS_MAX: usize = 64;
 /// A vector that grew beyond this is not kept for reuse.
 const SPARE_MAX: usize = 1 << 20;
 
+/// What is at least so long goes out from where it was written: a long status reply.
+const LONG: usize = 64 << 10;
+
 enum Part {
     Bytes(Batch),
     Payload(Buf),
@@ -120,6 +123,18 @@ impl Out {
         self.batch().append(&head);
         self.len += head.len() as u64;
         self.head = head;
+    }
+
+    /// Append what was written elsewhere; what is long is not copied.
+    pub(super) fn written(&mut self, bytes: Vec<u8>) {
+        if bytes.len() < LONG {
+            return self.bytes(|head| head.extend_from_slice(&bytes));
+        }
+        self.len += bytes.len() as u64;
+        self.parts.push_back(Part::Bytes(Batch {
+            end: bytes.len(),
+            buf: bytes,
+        }));
     }
 
     /// Append a header and `len` bytes that `fill` puts there. When it cannot (anything but

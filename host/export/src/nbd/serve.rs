@@ -46,12 +46,16 @@ pub(super) struct Reply {
 impl Reply {
     /// Put it into the send queue.
     pub(super) fn queue(self, out: &mut Out) {
-        out.bytes(|bytes| bytes.extend_from_slice(&self.head));
+        out.written(self.head);
         if let Some(payload) = self.payload {
             out.payload(payload);
         }
     }
 }
+
+/// Extents that a context is asked for at once: they stay in the processor's cache until they are
+/// in the reply.
+const EXTENTS_AT_ONCE: usize = 16 << 10;
 
 /// A request without payload.
 pub(super) fn request(shared: &Rc<Shared>, request: &Request, checked: Checked, out: &mut Out) {
@@ -335,7 +339,8 @@ async fn describe(
     };
     while let Some(rest) = rest(extents, range.end()) {
         let before = extents.covered();
-        let told = context.provider.extents(rest, extents.room()).await?;
+        let room = extents.room().min(EXTENTS_AT_ONCE);
+        let told = context.provider.extents(rest, room).await?;
         let more = told.iter().all(|it| extents.push(it.len, it.flags));
         // Who has nothing to say is not asked again: what is missing is status 0.
         if !more || extents.covered() == before {

@@ -43,6 +43,7 @@ impl StatusExtents {
     /// Adds what follows the extents so far; `false` once there is no use in more.
     ///
     /// Empty extents count for nothing, and equal neighbours become one.
+    #[inline]
     pub fn push(&mut self, length: u64, flags: u64) -> bool {
         let end = if self.one {
             self.requested
@@ -90,18 +91,21 @@ impl StatusExtents {
             to.chunk(out, last, ChunkType::BlockStatusExt, 8 + 16 * count as u64);
             out.extend_from_slice(&id.to_be_bytes());
             out.extend_from_slice(&u32::try_from(count).unwrap_or(u32::MAX).to_be_bytes());
+            out.reserve(16 * count);
             for (length, flags) in self.extents.drain(..) {
-                out.extend_from_slice(&length.to_be_bytes());
-                out.extend_from_slice(&flags.to_be_bytes());
+                let both = u128::from(length) << 64 | u128::from(flags);
+                out.extend_from_slice(&both.to_be_bytes());
             }
         } else {
             to.chunk(out, last, ChunkType::BlockStatus, 4 + 8 * count as u64);
             out.extend_from_slice(&id.to_be_bytes());
             let mut left = self.requested;
+            out.reserve(8 * count);
             for (length, flags) in self.extents.drain(..) {
-                out.extend_from_slice(&narrow(length, left).to_be_bytes());
                 // Contexts with wider flags are never selected without extended headers.
-                out.extend_from_slice(&u32::try_from(flags).unwrap_or(0).to_be_bytes());
+                let flags = u32::try_from(flags).unwrap_or(0);
+                let both = u64::from(narrow(length, left)) << 32 | u64::from(flags);
+                out.extend_from_slice(&both.to_be_bytes());
                 left = left.saturating_sub(length);
             }
         }
