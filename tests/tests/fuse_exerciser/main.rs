@@ -3,6 +3,8 @@
 //! `OUTPORT_TEST_OPERATIONS` says how many for each kind of export (a million in all is
 //! 250000), `OUTPORT_TEST_SEED` with which seed. A failure names seed and operation.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod map;
 
 use std::fs::{File, OpenOptions};

@@ -1,5 +1,7 @@
 //! Other people's programs on the file of an export: all that know raw disks and nothing else.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::path::PathBuf;
 
 use outport_tests::{

@@ -148,7 +148,7 @@ fn no_write_falls_between_two_bitmaps() {
                     let at = (writer * GRANULES + at) * 512;
                     bitmaps.mark(between(at, at + 512));
                     wrote.fetch_add(1, Ordering::SeqCst);
-                    if at % (64 * 512) == 0 {
+                    if at.is_multiple_of(64 * 512) {
                         std::thread::yield_now();
                     }
                 }

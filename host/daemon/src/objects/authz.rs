@@ -150,7 +150,7 @@ impl GrantedFiles {
 
     fn open(&self, name: &str) -> Result<File, Errno> {
         let path = self.0.get(name).ok_or(Errno::Access)?;
-        File::open(path).map_err(|error| Errno::from(error))
+        File::open(path).map_err(Errno::from)
     }
 }
 
@@ -161,7 +161,7 @@ impl ConfigFiles for GrantedFiles {
         let mut bytes = Vec::new();
         let more = limits::CONFIG_FILE_BYTES_MAX as u64 + 1;
         let read = self.open(name)?.take(more).read_to_end(&mut bytes);
-        read.map_err(|error| Errno::from(error))?;
+        read.map_err(Errno::from)?;
         Ok(bytes)
     }
 
@@ -169,7 +169,7 @@ impl ConfigFiles for GrantedFiles {
     /// file system's clock that leaves the length as it was goes unseen until the next one.
     fn generation(&self, name: &str) -> Result<u64, Errno> {
         let path = self.0.get(name).ok_or(Errno::Access)?;
-        let meta = std::fs::metadata(path).map_err(|error| Errno::from(error))?;
+        let meta = std::fs::metadata(path).map_err(Errno::from)?;
         let parts = [
             meta.ino(),
             meta.size(),

@@ -249,15 +249,18 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let slots = Arc::new(Semaphore::new(limit(options)));
         let awaits = Arc::new(AtomicBool::new(false));
+        let reception = Rc::new(Reception {
+            registry: registry.clone(),
+            access,
+            tls: tls.clone(),
+            options,
+            stopped,
+        });
         tokio::task::spawn_local(accept_loop(
             listener.clone(),
-            registry.clone(),
-            Arc::new(access),
-            tls.clone(),
-            options,
+            reception,
             slots.clone(),
             awaits.clone(),
-            stopped,
         ));
         Self {
             registry,
@@ -338,16 +341,23 @@ fn limit(options: ServerOptions) -> usize {
     }
 }
 
-async fn accept_loop(
-    listener: Arc<Listener>,
+/// What every handshake of a server goes by.
+struct Reception {
     registry: Arc<Registry>,
-    access: Arc<Access>,
+    access: Access,
     tls: Option<Rc<ServerTls>>,
     options: ServerOptions,
+    /// Held by handshakes and the accepting task, so that `stop` sees when the last has ended.
+    stopped: watch::Receiver<bool>,
+}
+
+async fn accept_loop(
+    listener: Arc<Listener>,
+    reception: Rc<Reception>,
     slots: Arc<Semaphore>,
     awaits: Arc<AtomicBool>,
-    mut stopped: watch::Receiver<bool>,
 ) {
+    let mut stopped = reception.stopped.clone();
     loop {
         // Clients beyond the limit wait in the backlog, as with QEMU.
         let next = async {
@@ -366,15 +376,7 @@ async fn accept_loop(
         };
         match accepted {
             Ok(accepted) => {
-                tokio::task::spawn_local(handshake(
-                    accepted,
-                    slot,
-                    registry.clone(),
-                    access.clone(),
-                    tls.clone(),
-                    options,
-                    stopped.clone(),
-                ));
+                tokio::task::spawn_local(handshake(accepted, slot, reception.clone()));
             }
             Err(e) => {
                 // Out of descriptors or memory: give others time to leave.
@@ -385,35 +387,28 @@ async fn accept_loop(
     }
 }
 
-async fn handshake(
-    accepted: Accepted,
-    slot: OwnedSemaphorePermit,
-    registry: Arc<Registry>,
-    access: Arc<Access>,
-    tls: Option<Rc<ServerTls>>,
-    options: ServerOptions,
-    mut stopped: watch::Receiver<bool>,
-) {
+async fn handshake(accepted: Accepted, slot: OwnedSemaphorePermit, reception: Rc<Reception>) {
     let peer = accepted.peer;
     let visitor = Visitor {
-        registry: &registry,
-        access: &access,
+        registry: &reception.registry,
+        access: &reception.access,
         peer: peer.clone(),
         is_admitted: false,
         place: None,
         grant: None,
     };
-    let work = negotiate(accepted.fd, visitor, tls.as_deref());
-    let limit = match options.handshake_max_seconds {
+    let work = negotiate(accepted.fd, visitor, reception.tls.as_deref());
+    let limit = match reception.options.handshake_max_seconds {
         0 => Duration::from_secs(u64::from(u32::MAX)),
         n => Duration::from_secs(u64::from(n)),
     };
+    let mut stopped = reception.stopped.clone();
     let outcome = tokio::select! {
         _ = stopped.wait_for(|stop| *stop) => return,
         outcome = tokio::time::timeout(limit, work) => outcome,
     };
     // The transmission phase is the export's affair, not the server's.
-    drop(stopped);
+    drop((stopped, reception));
     match outcome {
         Err(_) => tracing::info!(%peer, "connection closed: the handshake took too long"),
         Ok(Err(reason)) => tracing::debug!(%peer, reason, "connection closed in its handshake"),
@@ -469,7 +464,6 @@ async fn negotiate(
     let mut haggle = Haggle::new(Config {
         extended_headers: true,
         tls: tls.map_or(TlsMode::None, |_| TlsMode::Forced),
-        ..Config::default()
     });
     let mut input: Vec<u8> = Vec::new();
     loop {

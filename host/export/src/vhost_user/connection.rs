@@ -21,9 +21,9 @@ use super::wire::{HEADER, Header};
 #[derive(Debug, thiserror::Error)]
 pub(super) enum End {
     #[error("the front-end left")]
-    FrontEnd,
+    Left,
     #[error("the export was shut down")]
-    Export,
+    ShutDown,
     #[error("{0}")]
     Protocol(String),
     #[error("{0}")]
@@ -33,7 +33,7 @@ pub(super) enum End {
 impl From<SysErrno> for End {
     fn from(e: SysErrno) -> Self {
         match e {
-            SysErrno::PIPE | SysErrno::CONNRESET => Self::FrontEnd,
+            SysErrno::PIPE | SysErrno::CONNRESET => Self::Left,
             other => Self::System(other),
         }
     }
@@ -87,9 +87,9 @@ impl Socket {
     ) -> Result<(), End> {
         let mut have = 0;
         while have < buf.len() {
-            let mut ready = self.0.readable().await.map_err(|_| End::FrontEnd)?;
+            let mut ready = self.0.readable().await.map_err(|_| End::Left)?;
             match receive_some(&self.0, &mut buf[have..], fds) {
-                Ok(0) if may_end => return Err(End::FrontEnd),
+                Ok(0) if may_end => return Err(End::Left),
                 Ok(0) => return Err(End::Protocol("a message that ends midway".into())),
                 Ok(n) => {
                     have += n;
@@ -110,7 +110,7 @@ impl Socket {
     pub(super) async fn send(&self, reply: &Reply) -> Result<(), End> {
         let mut sent = 0;
         while sent < reply.bytes.len() {
-            let mut ready = self.0.writable().await.map_err(|_| End::FrontEnd)?;
+            let mut ready = self.0.writable().await.map_err(|_| End::Left)?;
             let fd = reply.fd.as_ref().filter(|_| sent == 0);
             match send_some(&self.0, &reply.bytes[sent..], fd) {
                 Ok(n) => sent += n,

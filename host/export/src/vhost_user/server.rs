@@ -66,7 +66,7 @@ async fn accept_loop(listener: Arc<Listener>, export: Arc<Export>, options: Opti
                 let end = session.await.unwrap_or(End::Protocol("a bug".into()));
                 let reason = end.to_string();
                 match end {
-                    End::FrontEnd | End::Export => {
+                    End::Left | End::ShutDown => {
                         tracing::debug!(export = export.id(), %peer, reason, "front-end gone");
                     }
                     _ => tracing::info!(export = export.id(), %peer, reason, "front-end gone"),
@@ -143,7 +143,7 @@ async fn serve(fd: OwnedFd, user: ExportUser, lease: Arc<Lease>, options: Option
         let converse = async {
             tokio::select! {
                 biased;
-                () = export.cut() => End::Export,
+                () = export.cut() => End::ShutDown,
                 () = lease.ended() => End::Protocol("the grant has ended".into()),
                 end = converse(fd, session, &export) => end,
             }
