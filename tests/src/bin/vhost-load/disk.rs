@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Error};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, OFlags};
 use virtio_driver::{
     EventFd, QueueNotifier, VhostUser, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkTransport,
     VirtioFeatureFlags,
@@ -158,6 +158,15 @@ impl Lane<'_> {
 
     /// Wait for a call.
     pub(crate) fn wait(&self) -> io::Result<()> {
-        self.completed.read().map(|_| ())
+        match self.completed.read() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // QSD makes the descriptor that it is given one that does not wait.
+                // SAFETY: it is open as long as we have it.
+                let fd = unsafe { BorrowedFd::borrow_raw(self.completed.as_raw_fd()) };
+                rustix::fs::fcntl_setfl(fd, OFlags::empty())?;
+                self.completed.read().map(|_| ())
+            }
+            read => read.map(|_| ()),
+        }
     }
 }
