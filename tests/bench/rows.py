@@ -143,7 +143,9 @@ def vhost_writes():
     yield vhost("null", "write", 32)
     for image in ["write", "direct-write", "qcow2-write"]:
         for depth in [1, 32, 128]:
-            targets = (cpu(QSD, 0.5),) if image == "qcow2-write" else ()
+            # At depth 1 a request is two wake-ups, and they cost everybody the same.
+            deep = image == "qcow2-write" and depth > 1
+            targets = (cpu(QSD, 0.5),) if deep else ()
             yield vhost(image, "write", depth, *targets,
                         quick=depth == 32 and image != "direct-write")
         yield vhost(image, "write", 32, queues=2)
