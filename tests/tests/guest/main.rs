@@ -124,12 +124,13 @@ fn fsync_fails_in_the_guest_when_flushing_does() {
     if is_missing() {
         return;
     }
-    let image = TempImage::qcow2(64 * MIB, "");
+    // Not an image: opening one may flush, too.
+    let image = TempImage::zeroes(64 * MIB);
     let mut daemon = Daemon::builder(Server::Outport).start();
     let rule = json!({"event": "flush_to_disk", "errno": 5, "once": false});
     let file = json!({"driver": "file", "filename": image.str()});
     let debug = json!({"driver": "blkdebug", "image": file, "inject-error": [rule]});
-    let node = json!({"driver": "qcow2", "node-name": "disk", "file": debug});
+    let node = json!({"driver": "raw", "node-name": "disk", "file": debug});
     daemon.qmp.ok("blockdev-add", node);
     export(&mut daemon);
     let mut machine = Machine::start(&daemon.path("blk.sock"), FSYNC_FAILS);

@@ -127,23 +127,26 @@ fn the_cache_mode_is_what_the_export_does() {
 /// nothing.
 #[test]
 fn what_must_be_durable_fails_when_flushing_does() {
-    let image = TempImage::qcow2(1 << 20, "");
+    // Not an image: opening one may flush, too.
+    let image = TempImage::zeroes(1 << 20);
     let mut daemon = daemon();
     let file = json!({"driver": "file", "filename": image.str()});
     let rule = json!({"event": "flush_to_disk", "errno": 5, "once": false});
     let debug = json!({"driver": "blkdebug", "image": file, "inject-error": [rule]});
-    let node = json!({"driver": "qcow2", "node-name": "disk", "file": debug});
+    let node = json!({"driver": "raw", "node-name": "disk", "file": debug});
     daemon.qmp.ok("blockdev-add", node);
     let path = export(&mut daemon, "disk", json!({}));
-    let mut vm = Vm::start(&path, features::FLUSH | features::CONFIG_WCE);
+    let zeroes = features::WRITE_ZEROES;
+    let mut vm = Vm::start(&path, features::FLUSH | features::CONFIG_WCE | zeroes);
+    let segment = [[0; 8], [1, 0, 0, 0, 0, 0, 0, 0]].concat();
     vm.write(0, &[1; 512]);
     assert_eq!(vm.run(blk::FLUSH, 0, &[], 0), (blk::IOERR, 1));
     vm.front_end.set_writeback(false);
-    assert_eq!(vm.run(blk::OUT, 512, &[2; 512], 0), (blk::IOERR, 1));
+    assert_eq!(vm.run(blk::WRITE_ZEROES, 0, &segment, 0), (blk::IOERR, 1));
     // A driver that cannot flush is promised durability with every write.
     drop(vm);
-    let mut vm = Vm::start(&path, 0);
-    assert_eq!(vm.run(blk::OUT, 0, &[1; 512], 0), (blk::IOERR, 1));
+    let mut vm = Vm::start(&path, zeroes);
+    assert_eq!(vm.run(blk::WRITE_ZEROES, 0, &segment, 0), (blk::IOERR, 1));
     drop(vm);
     daemon
         .qmp
