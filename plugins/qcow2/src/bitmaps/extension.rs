@@ -106,6 +106,11 @@ fn layout(cluster: &[u8], header: &Header) -> Layout {
 
 /// The next step on the way to a header that says `target`; the first cluster is `cluster`.
 pub(super) fn step(cluster: &[u8], header: &Header, target: Option<Target>) -> Result<Step> {
+    if header.version < 3 {
+        return Err(Error::unsupported(
+            "Cannot store dirty bitmaps in qcow2 v2 files",
+        ));
+    }
     let layout = layout(cluster, header);
     let active = header.autoclear & autoclear::BITMAPS != 0;
     let step = Step::default();

@@ -42,6 +42,7 @@ impl Qcow2 {
         let cluster_size = self.cluster_size() as usize;
         let entries = bits.data.len().div_ceil(cluster_size) as u64;
         let index = bits.first / self.bits_per_cluster();
+        self.check_table_fits(bitmap.granularity)?;
         let fits = bits.first.is_multiple_of(self.bits_per_cluster())
             && bits.data.len() as u64 <= STRETCH_BYTES
             && index + entries <= self.table_entries(bitmap.granularity);
@@ -165,6 +166,9 @@ impl Qcow2 {
                 None => self.release_bitmap(files, &entry, &mut keeping.releases)?,
             }
             changed = true;
+        }
+        for keep in kept.iter().filter(|it| it.consistent) {
+            self.check_table_fits(keep.granularity)?;
         }
         let new = kept.iter().filter(|it| it.consistent);
         for keep in new.filter(|it| wanted.contains_key(it.name.as_str())) {
