@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use outport_test_guests as guests;
 use outport_tests::nbd::wire::{opt, rep};
 use outport_tests::vhost_user::{FrontEnd, features, request};
-use outport_tests::{Daemon, Server, eventually};
+use outport_tests::{Daemon, Server, can_mount, eventually};
 use serde_json::{Value, json};
 
 /// `NBD_EPERM`.
@@ -119,6 +119,32 @@ fn a_grant_may_be_read_only() {
     let mut writer = guarded.daemon.client("b");
     assert_eq!(writer.write(0, &[0; 512]).unwrap(), Ok(()));
     assert_eq!(reader.write(0, &[0; 512]).unwrap(), Err(EPERM), "told once");
+}
+
+#[test]
+fn programs_that_open_a_file_are_asked_for_too() {
+    if !can_mount() {
+        return;
+    }
+    let mut guarded = Guarded::start(&guests::obeys(), "no");
+    let path = guarded.daemon.path("file");
+    std::fs::write(&path, "").unwrap();
+    let export = json!({"type": "fuse", "id": "file", "node-name": "n", "mountpoint": path,
+        "writable": true, "authz": "az"});
+    guarded.daemon.qmp.ok("block-export-add", export);
+    let refusal = |write: bool| {
+        let opened = std::fs::OpenOptions::new()
+            .read(true)
+            .write(write)
+            .open(&path);
+        opened.err().map(|error| error.kind())
+    };
+    let denied = Some(std::io::ErrorKind::PermissionDenied);
+    assert_eq!((refusal(false), refusal(true)), (denied, denied));
+    guarded.say("read");
+    assert_eq!((refusal(false), refusal(true)), (None, denied));
+    guarded.say("allow");
+    assert_eq!((refusal(false), refusal(true)), (None, None));
 }
 
 #[test]
