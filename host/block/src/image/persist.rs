@@ -139,9 +139,10 @@ impl Image {
         Ok(())
     }
 
-    /// What opening the image has queued is in the file when this returns.
+    /// The marks that loading has made are in the file when this returns.
     pub(super) async fn make_marks_durable(&self) -> Result<(), Errno> {
-        if !self.is_writable() || self.flusher.is_settled() {
+        let marked = self.has_stored.load(Ordering::Relaxed);
+        if !marked || !self.is_writable() || self.flusher.is_settled() {
             return Ok(());
         }
         self.write_back().await
