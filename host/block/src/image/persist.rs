@@ -93,7 +93,7 @@ impl Image {
                 code: Errno::FBig,
                 message: format!(
                     "Its bitmaps take more than {} MiB of memory",
-                    BITS_MAX / 8 >> 20
+                    (BITS_MAX / 8) >> 20
                 ),
             };
             let bits = Bits::new(size, kept.granularity).ok_or_else(too_many)?;
