@@ -81,7 +81,8 @@ impl WasmFormat {
             guest,
             call_check_bitmap(&bitmap, &kept)
         );
-        Ok(self.settle(live, CallKind::CheckBitmap, answer, Ok)?.value)
+        self.settle(live, CallKind::CheckBitmap, answer, Ok)?;
+        Ok(())
     }
 
     pub(super) async fn put_bits_away(
