@@ -450,7 +450,7 @@ fn an_image_is_read_only_and_written_again_under_a_reading_client() {
             qmp.err("blockdev-reopen", json!({"options": [read_only]})),
             "Read-only block node 'q' cannot support read-write users"
         );
-        qmp.ok("block-export-del", json!({"id": "w"}));
+        qmp.ok("block-export-del", json!({"id": "w", "mode": "hard"}));
         qmp.event("BLOCK_EXPORT_DELETED");
         qmp.ok("blockdev-reopen", json!({"options": [read_only]}));
         // Closed as at its end: another process may look at it.
