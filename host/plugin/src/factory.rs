@@ -1,7 +1,8 @@
-//! [`WasmFormatFactory`]: one plugin as the `FormatFactory` of its driver name.
+//! [`WasmFactory`]: one plugin, of whatever kind; a format is the `FormatFactory` of its driver
+//! name.
 //!
-//! Held by the registry and by every node that uses it. Faults come back here
-//! from the nodes: counted, logged, and handed to the daemon's hook.
+//! Held by the registry and by every node, object and export that uses it. Faults come back here
+//! from them: counted, logged, and handed to the daemon's hook.
 
 use std::fmt;
 use std::sync::Arc;
@@ -59,18 +60,21 @@ pub struct FaultEvent {
 /// Called once per fault, on the thread that saw it: it must not wait.
 pub type FaultHook = Arc<dyn Fn(&FaultEvent) + Send + Sync>;
 
-/// Makes instances of one format plugin.
-pub struct WasmFormatFactory {
-    plugin: Arc<Plugin<Formats>>,
+/// Makes instances of one plugin of the kind `W`.
+pub struct WasmFactory<W> {
+    plugin: Arc<Plugin<W>>,
     on_fault: Option<FaultHook>,
 }
 
-impl WasmFormatFactory {
-    pub(crate) fn new(plugin: Arc<Plugin<Formats>>, on_fault: Option<FaultHook>) -> Self {
+/// Makes instances of one format plugin.
+pub type WasmFormatFactory = WasmFactory<Formats>;
+
+impl<W> WasmFactory<W> {
+    pub(crate) fn new(plugin: Arc<Plugin<W>>, on_fault: Option<FaultHook>) -> Self {
         Self { plugin, on_fault }
     }
 
-    pub(crate) fn plugin(&self) -> &Arc<Plugin<Formats>> {
+    pub(crate) fn plugin(&self) -> &Arc<Plugin<W>> {
         &self.plugin
     }
 
@@ -80,6 +84,29 @@ impl WasmFormatFactory {
         &self.plugin.about.schema
     }
 
+    /// A fault is counted, logged, and handed to whoever sends events.
+    pub(crate) fn report(&self, user: User, fault: &Fault) {
+        self.plugin.counters.faulted(fault.kind);
+        let event = FaultEvent {
+            plugin: self.plugin.about.name.to_string(),
+            user,
+            kind: fault.kind,
+            message: fault.message.clone(),
+        };
+        tracing::error!(
+            plugin = event.plugin,
+            user = %event.user,
+            fault = fault.kind.word(),
+            "plugin fault: {}",
+            event.message
+        );
+        if let Some(hook) = &self.on_fault {
+            hook(&event);
+        }
+    }
+}
+
+impl WasmFormatFactory {
     /// Can it make new images?
     #[must_use]
     pub fn creates(&self) -> bool {
@@ -188,35 +215,13 @@ impl FormatFactory for WasmFormatFactory {
     }
 
     fn report_fault(&self, node_name: &str, fault: &Fault) {
-        let user = User::Node(node_name.to_owned());
-        report(&self.plugin, self.on_fault.as_ref(), user, fault);
+        self.report(User::Node(node_name.to_owned()), fault);
     }
 }
 
-/// A fault is counted, logged, and handed to whoever sends events.
-pub(crate) fn report<W>(plugin: &Plugin<W>, hook: Option<&FaultHook>, user: User, fault: &Fault) {
-    plugin.counters.faulted(fault.kind);
-    let event = FaultEvent {
-        plugin: plugin.about.name.to_string(),
-        user,
-        kind: fault.kind,
-        message: fault.message.clone(),
-    };
-    tracing::error!(
-        plugin = event.plugin,
-        user = %event.user,
-        fault = fault.kind.word(),
-        "plugin fault: {}",
-        event.message
-    );
-    if let Some(hook) = hook {
-        hook(&event);
-    }
-}
-
-impl fmt::Debug for WasmFormatFactory {
+impl<W> fmt::Debug for WasmFactory<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WasmFormatFactory")
+        f.debug_struct("WasmFactory")
             .field("plugin", &self.plugin)
             .finish_non_exhaustive()
     }

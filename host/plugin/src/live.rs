@@ -13,8 +13,8 @@ use std::sync::Arc;
 use outport_block::format::FormatError;
 use wasmtime::Store;
 
-use crate::bindings::meta;
-use crate::counters::Counted;
+use crate::bindings::{convert, meta, types};
+use crate::counters::{CallKind, Counted};
 use crate::fault;
 use crate::limits::CROSSING_BYTES_MAX;
 use crate::plugin::Plugin;
@@ -75,6 +75,30 @@ pub(crate) fn begin(store: &mut Store<HostState>, queueing: Queueing, ticks: Opt
     state.call = CallState::new(queueing, ticks);
     state.limiter.refused = None;
     store.set_epoch_deadline(1);
+}
+
+/// A fresh instance that was told its options, if it takes them.
+pub(crate) fn opened<W: World>(
+    live: Box<Live<W>>,
+    answer: wasmtime::Result<Result<(), types::Error>>,
+) -> Result<Box<Live<W>>, FormatError> {
+    match answer {
+        Ok(Ok(())) => Ok(live),
+        Ok(Err(e)) => Err(convert::refused(e)),
+        Err(e) => Err(fault::failed(CallKind::Open.word(), &e, live.store.data())),
+    }
+}
+
+/// The end of a call: the instance is kept if it answered.
+pub(crate) fn settle<W: World, T>(
+    live: Box<Live<W>>,
+    kept: &mut Option<Box<Live<W>>>,
+    call: CallKind,
+    answer: wasmtime::Result<T>,
+) -> Result<T, FormatError> {
+    let answer = answer.map_err(|e| fault::failed(call.word(), &e, live.store.data()))?;
+    *kept = Some(live);
+    Ok(answer)
 }
 
 impl<W: World> fmt::Debug for Live<W> {

@@ -18,37 +18,17 @@ use outport_block::format::{Fault, FormatError};
 use tokio::sync::Mutex;
 
 use crate::back_off::BackOff;
-use crate::bindings::{convert, policy, types};
+use crate::bindings::{convert, policy};
 use crate::counters::CallKind;
-use crate::factory::{FaultHook, User, report};
-use crate::fault;
-use crate::live::{Live, run};
-use crate::plugin::Plugin;
-use crate::schema::Schema;
+use crate::factory::{User, WasmFactory};
+use crate::live::{Live, opened, run, settle};
 use crate::store::{Granted, Queueing};
 use crate::world::Policies;
 
 /// Makes instances of one policy plugin.
-pub struct WasmPolicyFactory {
-    plugin: Arc<Plugin<Policies>>,
-    on_fault: Option<FaultHook>,
-}
+pub type WasmPolicyFactory = WasmFactory<Policies>;
 
 impl WasmPolicyFactory {
-    pub(crate) fn new(plugin: Arc<Plugin<Policies>>, on_fault: Option<FaultHook>) -> Self {
-        Self { plugin, on_fault }
-    }
-
-    pub(crate) fn plugin(&self) -> &Arc<Plugin<Policies>> {
-        &self.plugin
-    }
-
-    /// The plugin's options.
-    #[must_use]
-    pub fn options_schema(&self) -> &Schema {
-        &self.plugin.about.schema
-    }
-
     /// A policy for the object `id`, with these options (a JSON text) and these files.
     ///
     /// # Errors
@@ -78,14 +58,6 @@ impl WasmPolicyFactory {
         }
         policy.state.lock().await.live = Some(opened?);
         Ok(policy)
-    }
-}
-
-impl fmt::Debug for WasmPolicyFactory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("WasmPolicyFactory")
-            .field(&self.plugin)
-            .finish()
     }
 }
 
@@ -135,7 +107,7 @@ impl WasmPolicy {
     /// # Errors
     /// The options do not fit the schema, the plugin refuses them, or it faults.
     pub async fn reconfigure(&self, options: &str) -> Result<(), FormatError> {
-        self.factory.plugin.about.check_options(options)?;
+        self.factory.plugin().about.check_options(options)?;
         let mut state = self.state.lock().await;
         let Some(mut live) = state.live.take().filter(|_| state.options.is_some()) else {
             state.live = Some(self.start(options).await?);
@@ -151,7 +123,8 @@ impl WasmPolicy {
             guest,
             call_reconfigure(options)
         );
-        match settle(live, &mut state, CallKind::Reconfigure, answer) {
+        let settled = settle(live, &mut state.live, CallKind::Reconfigure, answer);
+        match settled.and_then(|answer| answer.map_err(convert::refused)) {
             Ok(()) => {
                 state.options = Some(options.to_owned());
                 Ok(())
@@ -172,16 +145,12 @@ impl WasmPolicy {
 
     /// A fresh instance.
     async fn start(&self, options: &str) -> Result<Box<Live<Policies>>, FormatError> {
-        let plugin = &self.factory.plugin;
+        let plugin = self.factory.plugin();
         plugin.about.check_options(options)?;
         let mut live = Live::new(plugin, self.granted.clone()).await?;
         let guest = &live.guests;
         let answer = run!(live, Open, Queueing::NotNow, guest, call_open(options));
-        match answer {
-            Ok(Ok(())) => Ok(live),
-            Ok(Err(e)) => Err(convert::refused(e)),
-            Err(e) => Err(fault::failed("open", &e, live.store.data())),
-        }
+        opened(live, answer)
     }
 
     async fn ask(&self, question: Question, facts: &Facts) -> Decision {
@@ -228,7 +197,8 @@ impl WasmPolicy {
                     guest,
                     call_is_allowed(identity)
                 );
-                let allowed = settle(live, state, CallKind::IsAllowed, answer)?;
+                let allowed = settle(live, &mut state.live, CallKind::IsAllowed, answer)?
+                    .map_err(convert::refused)?;
                 Ok(if allowed {
                     Decision::Allow(Grant::default())
                 } else {
@@ -238,7 +208,8 @@ impl WasmPolicy {
             Question::Decide => {
                 let request = policy::to_request(facts);
                 let answer = run!(live, Decide, Queueing::NotNow, guest, call_decide(&request));
-                let decision = settle(live, state, CallKind::Decide, answer)?;
+                let decision = settle(live, &mut state.live, CallKind::Decide, answer)?
+                    .map_err(convert::refused)?;
                 Ok(policy::decision(decision))
             }
         }
@@ -257,25 +228,7 @@ impl WasmPolicy {
     }
 
     fn report(&self, fault: &Fault) {
-        let user = User::Object(self.id.clone());
-        let hook = self.factory.on_fault.as_ref();
-        report(&self.factory.plugin, hook, user, fault);
-    }
-}
-
-/// The end of a call: the instance is kept if it answered.
-fn settle<T>(
-    live: Box<Live<Policies>>,
-    state: &mut State,
-    call: CallKind,
-    answer: wasmtime::Result<Result<T, types::Error>>,
-) -> Result<T, FormatError> {
-    match answer {
-        Ok(answer) => {
-            state.live = Some(live);
-            answer.map_err(convert::refused)
-        }
-        Err(e) => Err(fault::failed(call.word(), &e, live.store.data())),
+        self.factory.report(User::Object(self.id.clone()), fault);
     }
 }
 
@@ -293,7 +246,7 @@ impl fmt::Debug for WasmPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WasmPolicy")
             .field("id", &self.id)
-            .field("plugin", &self.factory.plugin)
+            .field("plugin", self.factory.plugin())
             .finish_non_exhaustive()
     }
 }

@@ -20,38 +20,19 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::answers::{Answers, Validity};
 use crate::back_off::BackOff;
-use crate::bindings::{Malformed, context, convert};
+use crate::bindings::{context, convert};
 use crate::counters::CallKind;
-use crate::factory::{FaultHook, User, report};
+use crate::factory::{User, WasmFactory};
 use crate::fault;
 use crate::limits::{CALL_TIME_MAX, CONTEXTS_MAX};
-use crate::live::{Live, run};
-use crate::plugin::Plugin;
-use crate::schema::Schema;
+use crate::live::{Live, opened, run, settle};
 use crate::store::{Granted, Queueing};
 use crate::world::Providers;
 
 /// Makes instances of one provider plugin.
-pub struct WasmProviderFactory {
-    plugin: Arc<Plugin<Providers>>,
-    on_fault: Option<FaultHook>,
-}
+pub type WasmProviderFactory = WasmFactory<Providers>;
 
 impl WasmProviderFactory {
-    pub(crate) fn new(plugin: Arc<Plugin<Providers>>, on_fault: Option<FaultHook>) -> Self {
-        Self { plugin, on_fault }
-    }
-
-    pub(crate) fn plugin(&self) -> &Arc<Plugin<Providers>> {
-        &self.plugin
-    }
-
-    /// The plugin's options.
-    #[must_use]
-    pub fn options_schema(&self) -> &Schema {
-        &self.plugin.about.schema
-    }
-
     /// The contexts that an instance with these options (a JSON text) offers for the export `id`,
     /// whose node is seen through `view`.
     ///
@@ -64,7 +45,7 @@ impl WasmProviderFactory {
         options: &str,
         view: Arc<dyn NodeView>,
     ) -> Result<Vec<Arc<WasmContext>>, FormatError> {
-        self.plugin.about.check_options(options)?;
+        self.plugin().about.check_options(options)?;
         let provider = Arc::new(Provider {
             factory: Arc::clone(self),
             export: id.to_owned(),
@@ -90,14 +71,6 @@ impl WasmProviderFactory {
             })
         };
         Ok(offered.into_iter().map(context).collect())
-    }
-}
-
-impl fmt::Debug for WasmProviderFactory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("WasmProviderFactory")
-            .field(&self.plugin)
-            .finish()
     }
 }
 
@@ -133,29 +106,23 @@ impl Provider {
         let mut live = self.start().await?;
         let guest = &live.guests;
         let answer = run!(live, Contexts, Queueing::NotNow, guest, call_contexts(""));
-        let answer =
-            answer.map_err(|e| fault::failed(CallKind::Contexts.word(), &e, live.store.data()))?;
+        let mut state = self.state.lock().await;
+        let answer = settle(live, &mut state.live, CallKind::Contexts, answer)?;
         let listed = answer.map_err(convert::refused)?;
         let offered = context::offered(listed, CONTEXTS_MAX);
-        let offered = offered.map_err(|what| fault::malformed(CallKind::Contexts.word(), what))?;
-        self.state.lock().await.live = Some(live);
-        Ok(offered)
+        offered.map_err(|what| fault::malformed(CallKind::Contexts.word(), what))
     }
 
     async fn start(&self) -> Result<Box<Live<Providers>>, FormatError> {
-        let mut live = Live::new(&self.factory.plugin, self.granted.clone()).await?;
+        let mut live = Live::new(self.factory.plugin(), self.granted.clone()).await?;
         let (guest, options) = (&live.guests, &self.options);
         let answer = run!(live, Open, Queueing::NotNow, guest, call_open(options));
-        match answer {
-            Ok(Ok(())) => Ok(live),
-            Ok(Err(e)) => Err(convert::refused(e)),
-            Err(e) => Err(fault::failed("open", &e, live.store.data())),
-        }
+        opened(live, answer)
     }
 
     /// The instance, unless somebody keeps it for longer than a call may take.
     async fn turn(&self) -> Result<MutexGuard<'_, State>, Errno> {
-        let limit = self.factory.plugin.limits.call_time_max;
+        let limit = self.factory.plugin().limits.call_time_max;
         let limit = limit.unwrap_or(CALL_TIME_MAX);
         let turn = tokio::time::timeout(limit, self.state.lock()).await;
         turn.map_err(|_| {
@@ -199,9 +166,8 @@ impl Provider {
     }
 
     fn report(&self, fault: &Fault) {
-        let user = User::Export(self.export.clone());
-        let hook = self.factory.on_fault.as_ref();
-        report(&self.factory.plugin, hook, user, fault);
+        self.factory
+            .report(User::Export(self.export.clone()), fault);
     }
 }
 
@@ -244,12 +210,11 @@ impl WasmContext {
                 guest,
                 call_generation(name)
             );
-            let now = answer
-                .map_err(|e| fault::failed(CallKind::Generation.word(), &e, live.store.data()))?;
+            let now = settle(live, &mut state.live, CallKind::Generation, answer)?;
             if now == generation {
-                state.live = Some(live);
                 return Ok(extents);
             }
+            live = self.provider.take(state).await?;
         }
         let (guest, asked) = (&live.guests, convert::to_range(range));
         let spans_max = u32::try_from(extents_max).unwrap_or(u32::MAX);
@@ -260,19 +225,10 @@ impl WasmContext {
             guest,
             call_block_status(name, asked, spans_max)
         );
-        let word = CallKind::BlockStatus.word();
-        let status = answer.map_err(|e| fault::failed(word, &e, live.store.data()))?;
-        let status = match status {
-            Ok(status) => status,
-            Err(e) => {
-                state.live = Some(live);
-                return Err(convert::refused(e));
-            }
-        };
+        let call = CallKind::BlockStatus;
+        let status = settle(live, &mut state.live, call, answer)?.map_err(convert::refused)?;
         let checked = context::status(status, range, extents_max, self.wide);
-        let (extents, validity) =
-            checked.map_err(|what: Malformed| fault::malformed(word, what))?;
-        state.live = Some(live);
+        let (extents, validity) = checked.map_err(|what| fault::malformed(call.word(), what))?;
         if let Validity::Generation(generation) = validity {
             self.answers.keep(range, extents_max, generation, &extents);
         }

@@ -26,7 +26,7 @@ pub(crate) trait World: Sized + Send + Sync + 'static {
 }
 
 /// An image format: reader, and maybe writer, creator and bitmaps.
-pub(crate) struct Formats {
+pub struct Formats {
     reader: format_reader::GuestIndices,
     pub(crate) writer: Option<format_writer::GuestIndices>,
     pub(crate) creator: Option<format_create::GuestIndices>,
@@ -84,7 +84,7 @@ impl World for Formats {
 }
 
 /// An authorization policy.
-pub(crate) struct Policies(authz_policy::GuestIndices);
+pub struct Policies(authz_policy::GuestIndices);
 
 impl World for Policies {
     type Guests = authz_policy::Guest;
@@ -103,7 +103,7 @@ impl World for Policies {
 }
 
 /// A provider of metadata contexts.
-pub(crate) struct Providers(context_provider::GuestIndices);
+pub struct Providers(context_provider::GuestIndices);
 
 impl World for Providers {
     type Guests = context_provider::Guest;
