@@ -5,6 +5,7 @@
 mod support;
 
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -408,4 +409,74 @@ fn a_secret_encrypted_with_another_is_decrypted() {
         error.starts_with("Incorrect number of padding bytes"),
         "{error}"
     );
+}
+
+/// `O_NONBLOCK`: a pipe without a reader is not opened for writing.
+const NONBLOCK: i32 = 0o4000;
+
+#[test]
+fn a_change_that_waits_does_not_overwrite_what_came_meanwhile() {
+    let other = "socket,id=n,path={}/qmp2,server=on,wait=off";
+    let daemon = Daemon::start(&["--chardev", other, "--monitor", "n"]);
+    let mut slow = daemon.qmp();
+    let mut other = Qmp::negotiated(&daemon.path("qmp2"));
+    let list = daemon.text("rules.json");
+    std::fs::write(&list, "{}").unwrap();
+    let of_file = json!({"qom-type": "authz-list-file", "id": "a", "filename": list,
+        "refresh": false});
+    let replacement = json!({"qom-type": "authz-list", "id": "a", "policy": "allow"});
+    // What happens to the object while a change of it reads its file, and what the change says.
+    let cases = [
+        ("replaced", "changed"),
+        ("changed", "changed"),
+        ("deleted", "not found"),
+    ];
+    for (case, want) in cases {
+        slow.ok("object-add", of_file.clone());
+        let pipe = daemon.text(case);
+        assert!(
+            Command::new("mkfifo")
+                .arg(&pipe)
+                .status()
+                .unwrap()
+                .success()
+        );
+        let (command, arguments) = set("a", "filename", json!(pipe));
+        let change = json!({"execute": command, "arguments": arguments});
+        slow.send(change.to_string().as_bytes());
+        let mut file = None;
+        eventually("the file is read", || {
+            let opened = std::fs::File::options()
+                .write(true)
+                .custom_flags(NONBLOCK)
+                .open(&pipe);
+            file = opened.ok();
+            file.is_some()
+        });
+        match case {
+            "changed" => {
+                let all = daemon.text("all.json");
+                std::fs::write(&all, r#"{"policy": "allow"}"#).unwrap();
+                let (command, arguments) = set("a", "filename", json!(all));
+                other.ok(command, arguments);
+            }
+            _ => _ = other.ok("object-del", json!({"id": "a"})),
+        }
+        if case == "replaced" {
+            other.ok("object-add", replacement.clone());
+        }
+        file.unwrap().write_all(b"{}").unwrap();
+        let answer = slow.answer().unwrap();
+        let said = answer["error"]["desc"].as_str().unwrap_or_default();
+        assert!(said.contains(want), "{case}: {answer}");
+        if case != "deleted" {
+            assert!(
+                allowed(&mut other, "a", "anybody"),
+                "{case}: the last word counts"
+            );
+            let config = other.ok("x-outport-config", json!({})).to_string();
+            assert!(!config.contains(&pipe), "{config}");
+            other.ok("object-del", json!({"id": "a"}));
+        }
+    }
 }

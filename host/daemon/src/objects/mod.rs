@@ -55,12 +55,17 @@ struct Entry {
     /// As it was asked for, with all changes since.
     branch: ObjectBranch,
     live: Live,
+    /// Another number after each change, and no other object's: who waited sees that it is still
+    /// what it was.
+    version: u64,
 }
 
 /// All objects, in the order in which they were added.
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
     list: Vec<Entry>,
+    /// The last number that was given out.
+    versions: u64,
 }
 
 impl Objects {
@@ -74,12 +79,40 @@ impl Objects {
                 "attempt to add duplicate property '{id}' to object (type 'container')"
             )));
         }
+        let version = self.next_version();
         self.list.push(Entry {
             id: id.to_owned(),
             branch: branch.clone(),
             live: Live::Coming,
+            version,
         });
         Ok(())
+    }
+
+    const fn next_version(&mut self) -> u64 {
+        self.versions += 1;
+        self.versions
+    }
+
+    /// Checks that an object is still the one that somebody has looked at.
+    fn unchanged(&self, id: &str, version: u64) -> Result<(), Error> {
+        let entry = self.find(id).ok_or_else(|| Error::device_not_found(id))?;
+        match entry.version == version {
+            true => Ok(()),
+            false => Err(Error::generic(format!(
+                "Object '{id}' was changed by another command meanwhile"
+            ))),
+        }
+    }
+
+    /// Gives an object other properties.
+    fn change(&mut self, id: &str, branch: ObjectBranch, live: Live) {
+        let version = self.next_version();
+        if let Some(entry) = self.find_mut(id) {
+            entry.branch = branch;
+            entry.live = live;
+            entry.version = version;
+        }
     }
 
     fn find(&self, id: &str) -> Option<&Entry> {
@@ -300,23 +333,23 @@ pub(crate) fn delete(daemon: &Daemon, id: &str, by: Option<&str>) -> Result<(), 
 /// `qom-set` on an object. The new properties are read and checked as those of a new object.
 ///
 /// # Errors
-/// In QEMU's words; nothing changed then.
+/// In QEMU's words, or another command changed or replaced the object while files were read;
+/// nothing changed then.
 pub(crate) async fn set(
     daemon: &Rc<Daemon>,
     id: &str,
     property: &str,
     value: Value,
 ) -> Result<(), Error> {
-    let (branch, live) = {
+    let (branch, live, version) = {
         let objects = daemon.objects.borrow();
         let entry = objects
             .find(id)
             .ok_or_else(|| Error::device_not_found(id))?;
-        (
-            properties::changed(&entry.branch, id, property, value)?,
-            entry.live.clone(),
-        )
+        let branch = properties::changed(&entry.branch, id, property, value)?;
+        (branch, entry.live.clone(), entry.version)
     };
+    let unchanged = || daemon.objects.borrow().unchanged(id, version);
     let live = match (live, &branch) {
         (Live::Coming, _) => return Err(Error::object_in_use(id)),
         (Live::Iothread(thread), ObjectBranch::Iothread(iothread)) => {
@@ -329,20 +362,26 @@ pub(crate) async fn set(
             Live::Throttle(group)
         }
         (Live::Tls(credentials), ObjectBranch::TlsCredsX509(properties)) => {
+            let loaded = tls::x509(daemon, properties).await?;
+            unchanged()?;
             // New clients get the new ones; those that are there go on.
-            credentials.replace(tls::x509(daemon, properties).await?);
+            credentials.replace(loaded);
             Live::Tls(credentials)
         }
+        (Live::Tls(_), ObjectBranch::TlsCredsPsk(properties)) => {
+            let loaded = tls::psk(properties).await?;
+            unchanged()?;
+            Live::Tls(tls::share(daemon, id, loaded))
+        }
         (live @ (Live::Monitor(_) | Live::Plugin), _) => live,
-        _ => make(daemon, id, &branch).await?,
+        _ => {
+            let made = make(daemon, id, &branch).await?;
+            unchanged()?;
+            made
+        }
     };
-    let mut objects = daemon.objects.borrow_mut();
-    let entry = objects
-        .find_mut(id)
-        .ok_or_else(|| Error::device_not_found(id))?;
     announce(daemon, id, &live);
-    entry.branch = branch;
-    entry.live = live;
+    daemon.objects.borrow_mut().change(id, branch, live);
     Ok(())
 }
 
