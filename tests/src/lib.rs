@@ -9,6 +9,7 @@
 //! vhost_user::FrontEnd, Blk               the same for a guest's disk
 //! TempImage, checksum, Rng                what is served, and what it must read as
 //! qemu_img, run, requires                 other people's tools, as oracles
+//! load                                    what the load generators share
 //! proc_stats, eventually                  what the process costs, and waiting without sleeping
 //! ```
 //! Environment: `OUTPORTD` names the daemon's binary (default: beside the test executable's
@@ -17,6 +18,7 @@
 
 mod daemon;
 mod image;
+pub mod load;
 pub mod nbd;
 mod process;
 mod qmp;

@@ -4,6 +4,7 @@ use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use outport_tests::load::{bytes, seconds};
 use outport_tests::nbd::Address;
 use outport_tests::nbd::wire::cmd;
 
@@ -173,24 +174,9 @@ fn order(value: &str) -> Result<Order, String> {
     })
 }
 
-fn bytes(value: &str) -> Result<u64, String> {
-    let (digits, unit) = match value.as_bytes().last() {
-        Some(b'k' | b'K') => (&value[..value.len() - 1], 1 << 10),
-        Some(b'm' | b'M') => (&value[..value.len() - 1], 1 << 20),
-        Some(b'g' | b'G') => (&value[..value.len() - 1], 1 << 30),
-        _ => (value, 1),
-    };
-    Ok(digits.parse::<u64>().map_err(|_| "not a size")? * unit)
-}
-
 fn count(value: &str) -> Result<usize, String> {
     match value.parse() {
         Ok(number) if number > 0 => Ok(number),
         _ => Err("not a positive number".into()),
     }
-}
-
-fn seconds(value: &str) -> Result<Duration, String> {
-    let number: f64 = value.parse().map_err(|_| "not a number of seconds")?;
-    Duration::try_from_secs_f64(number).map_err(|why| why.to_string())
 }

@@ -9,11 +9,11 @@
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 
 use outport_tests::Rng;
+use outport_tests::load::Tally;
 use outport_tests::nbd::wire::{self, cmd};
 use outport_tests::nbd::{Client, Request, Socket};
 
 use crate::args::{Args, Order};
-use crate::histogram::Histogram;
 
 /// Messages offered to one writev; the kernel takes 1024 parts.
 const MESSAGES_PER_WRITE_MAX: usize = 256;
@@ -24,24 +24,6 @@ pub(crate) struct Blocks {
     pub(crate) count: u64,
     pub(crate) next: u64,
     pub(crate) shuffled: Vec<u32>,
-}
-
-/// Counters of the measured time.
-#[derive(Clone, Debug)]
-pub(crate) struct Tally {
-    pub(crate) ops: u64,
-    pub(crate) errors: u64,
-    pub(crate) latency: Histogram,
-}
-
-impl Tally {
-    pub(crate) fn new() -> Self {
-        Self {
-            ops: 0,
-            errors: 0,
-            latency: Histogram::new(),
-        }
-    }
 }
 
 pub(crate) struct Connection {

@@ -3,21 +3,18 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use outport_tests::load::{Mark, Spent, Tally};
 use outport_tests::nbd::Haggle;
 
 use crate::args::{Args, Order};
-use crate::connection::{Blocks, Connection, Tally};
-use crate::cpu;
+use crate::connection::{Blocks, Connection};
 use crate::poll::Epoll;
 
 /// What one thread measured.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) tally: Tally,
-    pub(crate) elapsed: Duration,
-    /// CPU time in the measured interval: the server's, and this client thread's.
-    pub(crate) server_cpu: Option<Duration>,
-    pub(crate) client_cpu: Duration,
+    pub(crate) spent: Spent,
     pub(crate) flush: Option<Duration>,
 }
 
@@ -85,16 +82,16 @@ pub(crate) fn run(args: &Args, mut connections: Vec<Connection>) -> io::Result<O
         .then(|| Epoll::new(&mut connections))
         .transpose()?;
     let mut ready: Vec<usize> = (0..connections.len()).collect();
-    let (mut measured, mut around) = (Tally::new(), Tally::new());
+    let (mut measured, mut around) = (Tally::default(), Tally::default());
     let (mut begin, mut end) = (None, None);
     loop {
         let now = origin.elapsed();
         if begin.is_none() && now >= args.ramp {
-            begin = Some(Mark::now(args));
+            begin = Some(Mark::now(args.pid));
         }
         let over = args.order != Order::Once && now >= args.ramp + args.measured;
         if end.is_none() && over {
-            end = Some(Mark::now(args));
+            end = Some(Mark::now(args.pid));
         }
         for &at in &ready {
             let connection = &mut connections[at];
@@ -118,37 +115,15 @@ pub(crate) fn run(args: &Args, mut connections: Vec<Connection>) -> io::Result<O
             connections[at].receive(tally, clock)?;
         }
     }
-    let begin = begin.unwrap_or_else(|| Mark::now(args));
-    let end = end.unwrap_or_else(|| Mark::now(args));
+    let begin = begin.unwrap_or_else(|| Mark::now(args.pid));
+    let end = end.unwrap_or_else(|| Mark::now(args.pid));
     measured.errors += around.errors;
     let flush = args.final_flush.then(|| flush(args)).transpose()?;
     Ok(Outcome {
         tally: measured,
-        elapsed: end.at - begin.at,
-        server_cpu: end
-            .server
-            .zip(begin.server)
-            .map(|(end, begin)| end.saturating_sub(begin)),
-        client_cpu: end.client.saturating_sub(begin.client),
+        spent: begin.until(&end),
         flush,
     })
-}
-
-/// The moment that begins or ends the measured interval.
-struct Mark {
-    at: Instant,
-    server: Option<Duration>,
-    client: Duration,
-}
-
-impl Mark {
-    fn now(args: &Args) -> Self {
-        Self {
-            server: args.pid.and_then(cpu::of_process),
-            client: cpu::of_this_thread(),
-            at: Instant::now(),
-        }
-    }
 }
 
 /// One FLUSH on a connection of its own.

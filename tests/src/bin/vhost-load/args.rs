@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use outport_tests::load::{bytes, seconds};
+
 /// What `--help` prints.
 pub(crate) const USAGE: &str = "\
 vhost-load: a load generator and verifier for vhost-user-blk
@@ -103,31 +105,16 @@ impl Args {
                 }
             }
             "--order" => self.sequential = value == "sequential",
-            "--bs" => self.block_size = number(value)? as usize,
-            "--qd" => self.depth = (number(value)? as usize).clamp(1, 1024),
-            "--queues" => self.queues = (number(value)? as usize).max(1),
-            "--size" => self.size = Some(number(value)?),
+            "--bs" => self.block_size = bytes(value)? as usize,
+            "--qd" => self.depth = (bytes(value)? as usize).clamp(1, 1024),
+            "--queues" => self.queues = (bytes(value)? as usize).max(1),
+            "--size" => self.size = Some(bytes(value)?),
             "--seconds" => self.measured = seconds(value)?,
             "--ramp" => self.ramp = seconds(value)?,
             "--pid" => self.pid = Some(value.parse().map_err(|_| "not a process id")?),
-            "--seed" => self.seed = number(value)?,
+            "--seed" => self.seed = bytes(value)?,
             _ => return Err("no such option".into()),
         }
         Ok(())
     }
-}
-
-fn number(value: &str) -> Result<u64, String> {
-    let (digits, unit) = match value.as_bytes().last() {
-        Some(b'k' | b'K') => (&value[..value.len() - 1], 1 << 10),
-        Some(b'm' | b'M') => (&value[..value.len() - 1], 1 << 20),
-        Some(b'g' | b'G') => (&value[..value.len() - 1], 1 << 30),
-        _ => (value, 1),
-    };
-    Ok(digits.parse::<u64>().map_err(|_| "not a size")? * unit)
-}
-
-fn seconds(value: &str) -> Result<Duration, String> {
-    let number: f64 = value.parse().map_err(|_| "not a number of seconds")?;
-    Duration::try_from_secs_f64(number).map_err(|why| why.to_string())
 }

@@ -1,25 +1,20 @@
 //! One queue's load.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use outport_tests::Rng;
+use outport_tests::load::{Mark, Spent, Tally};
 
 use crate::args::{Args, Op};
-use crate::cpu;
 use crate::disk::Lane;
-use crate::histogram::Histogram;
 
 /// What one queue did.
 pub(crate) struct Outcome {
-    pub(crate) ops: u64,
-    pub(crate) errors: u64,
+    pub(crate) tally: Tally,
     /// Blocks that read as something else than what was written.
     pub(crate) wrong: u64,
-    pub(crate) elapsed: Duration,
-    pub(crate) latency: Histogram,
-    pub(crate) client_cpu: Duration,
-    pub(crate) server_cpu: Option<Duration>,
+    pub(crate) spent: Spent,
 }
 
 /// A queue at work.
@@ -32,7 +27,7 @@ struct Work<'a, 'b> {
     /// What each slot does, and since when.
     slots: Vec<(u64, Instant)>,
     done: Vec<(usize, i32)>,
-    errors: u64,
+    tally: Tally,
 }
 
 impl Work<'_, '_> {
@@ -56,7 +51,7 @@ impl Work<'_, '_> {
         loop {
             self.lane.completed(&mut self.done);
             if !self.done.is_empty() {
-                self.errors += self.done.iter().filter(|it| it.1 != 0).count() as u64;
+                self.tally.errors += self.done.iter().filter(|it| it.1 != 0).count() as u64;
                 return Ok(());
             }
             if self.args.poll {
@@ -64,6 +59,15 @@ impl Work<'_, '_> {
             } else {
                 self.lane.wait()?;
             }
+        }
+    }
+
+    /// Adds the completions to the measured ones.
+    fn tally(&mut self, now: Instant) {
+        self.tally.ops += self.done.len() as u64;
+        for (slot, _) in &self.done {
+            let took = now - self.slots[*slot].1;
+            self.tally.latency.record(took.as_nanos() as u64);
         }
     }
 }
@@ -85,7 +89,7 @@ pub(crate) fn run(
         count,
         slots: vec![(0, Instant::now()); args.depth],
         done: Vec::new(),
-        errors: 0,
+        tally: Tally::default(),
     };
     match args.op {
         Op::Verify => verify(&mut work, index),
@@ -115,24 +119,18 @@ fn measure(work: &mut Work<'_, '_>, index: u64, write: bool) -> io::Result<Outco
         work.start(write, next(), slot, begun)?;
     }
     work.lane.kick()?;
-    let mut outcome = None;
-    let clocks = || (cpu::of_this_thread(), args.pid.and_then(cpu::of_process));
-    let mut before = clocks();
-    let mut since = begun;
-    loop {
+    let mut measured: Option<Mark> = None;
+    let spent = loop {
         work.finish()?;
         let now = Instant::now();
-        if outcome.is_none() && now - begun >= args.ramp {
-            outcome = Some((0_u64, Histogram::new()));
-            (before, since) = (clocks(), now);
-        } else if let Some((ops, latency)) = &mut outcome {
-            *ops += work.done.len() as u64;
-            for (slot, _) in &work.done {
-                let took = now - work.slots[*slot].1;
-                latency.record(took.as_nanos() as u64);
-            }
-            if now - since >= args.measured {
-                break;
+        match measured {
+            None if now - begun >= args.ramp => measured = Some(Mark::now(args.pid)),
+            None => {}
+            Some(begin) => {
+                work.tally(now);
+                if now - begin.at >= args.measured {
+                    break begin.until(&Mark::now(args.pid));
+                }
             }
         }
         let done = std::mem::take(&mut work.done);
@@ -141,18 +139,11 @@ fn measure(work: &mut Work<'_, '_>, index: u64, write: bool) -> io::Result<Outco
         }
         work.done = done;
         work.lane.kick()?;
-    }
-    let (ops, latency) = outcome.unwrap_or((0, Histogram::new()));
-    let after = clocks();
-    let server_cpu = after.1.zip(before.1).map(|(after, before)| after - before);
+    };
     Ok(Outcome {
-        ops,
-        errors: work.errors,
+        tally: std::mem::take(&mut work.tally),
         wrong: 0,
-        elapsed: since.elapsed(),
-        latency,
-        client_cpu: after.0 - before.0,
-        server_cpu,
+        spent,
     })
 }
 
@@ -164,13 +155,11 @@ fn word(seed: u64, block: u64) -> impl Fn(u64) -> u64 {
 fn verify(work: &mut Work<'_, '_>, index: u64) -> io::Result<Outcome> {
     let args = work.args;
     let mut rng = Rng::new(args.seed + index);
-    let begun = Instant::now();
-    let (mut ops, mut wrong) = (0, 0);
+    let begun = Mark::now(None);
+    let mut wrong = 0;
     for write in [true, false] {
         let mut blocks: Vec<u64> = (0..work.count).collect();
-        for n in (1..blocks.len()).rev() {
-            blocks.swap(n, rng.below(n as u64 + 1) as usize);
-        }
+        rng.shuffle(&mut blocks);
         let mut free: Vec<usize> = (0..args.depth).collect();
         let total = blocks.len();
         let mut finished = 0;
@@ -181,7 +170,7 @@ fn verify(work: &mut Work<'_, '_>, index: u64) -> io::Result<Outcome> {
                 if write {
                     work.lane.fill(slot, word(args.seed, work.first + block));
                 }
-                work.start(write, block, slot, begun)?;
+                work.start(write, block, slot, begun.at)?;
             }
             work.lane.kick()?;
             work.finish()?;
@@ -193,16 +182,12 @@ fn verify(work: &mut Work<'_, '_>, index: u64) -> io::Result<Outcome> {
                 free.push(*slot);
             }
             finished += work.done.len();
-            ops += work.done.len() as u64;
+            work.tally.ops += work.done.len() as u64;
         }
     }
     Ok(Outcome {
-        ops,
-        errors: work.errors,
+        tally: std::mem::take(&mut work.tally),
         wrong,
-        elapsed: begun.elapsed(),
-        latency: Histogram::new(),
-        client_cpu: cpu::of_this_thread(),
-        server_cpu: None,
+        spent: begun.until(&Mark::now(None)),
     })
 }

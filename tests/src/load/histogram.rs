@@ -5,32 +5,33 @@ const SUB: usize = 1 << SUB_BITS;
 
 /// Counts of nanosecond values.
 #[derive(Clone, Debug)]
-pub(crate) struct Histogram {
+pub struct Histogram {
     counts: Vec<u64>,
     total: u64,
     max: u64,
 }
 
-impl Histogram {
-    /// An empty one.
-    pub(crate) fn new() -> Self {
+impl Default for Histogram {
+    fn default() -> Self {
         Self {
             counts: vec![0; SUB * 60],
             total: 0,
             max: 0,
         }
     }
+}
 
+impl Histogram {
     /// Counts one value.
     #[inline]
-    pub(crate) fn record(&mut self, value: u64) {
+    pub fn record(&mut self, value: u64) {
         self.counts[index(value)] += 1;
         self.total += 1;
         self.max = self.max.max(value);
     }
 
     /// Adds another's counts.
-    pub(crate) fn merge(&mut self, other: &Self) {
+    pub fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
             *mine += theirs;
         }
@@ -39,7 +40,7 @@ impl Histogram {
     }
 
     /// The value below which `share` (0..1) of all lie, in microseconds.
-    pub(crate) fn percentile_us(&self, share: f64) -> f64 {
+    pub fn percentile_us(&self, share: f64) -> f64 {
         let wanted = (self.total as f64 * share).ceil() as u64;
         let mut seen = 0;
         for (index, count) in self.counts.iter().enumerate() {
@@ -75,7 +76,7 @@ mod tests {
 
     #[test]
     fn percentiles_are_right_within_three_percent() {
-        let mut histogram = Histogram::new();
+        let mut histogram = Histogram::default();
         (1..=100_000u64).for_each(|value| histogram.record(value * 10));
         for share in [0.01, 0.5, 0.9, 0.99, 1.0] {
             let (got, exact) = (histogram.percentile_us(share), share * 1000.0);

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 /// CPU time that all threads of a process have used, ended ones too.
-pub(crate) fn of_process(pid: i32) -> Option<Duration> {
+pub(super) fn of_process(pid: i32) -> Option<Duration> {
     let mut clock: libc::clockid_t = 0;
     // SAFETY: the pointer is to a live local.
     if unsafe { libc::clock_getcpuclockid(pid, &mut clock) } != 0 {
@@ -16,7 +16,7 @@ pub(crate) fn of_process(pid: i32) -> Option<Duration> {
 }
 
 /// CPU time that the calling thread has used.
-pub(crate) fn of_this_thread() -> Duration {
+pub(super) fn of_this_thread() -> Duration {
     read(libc::CLOCK_THREAD_CPUTIME_ID).unwrap_or_default()
 }
 
