@@ -254,6 +254,30 @@ fn who_need_not_prove_who_it_is_is_not_asked() {
     assert!(served.admits(&world, "nobody"));
 }
 
+/// Bytes that [`copy_there_and_back`] needs.
+pub(crate) const COPIED: usize = 4 << 20;
+
+/// nbdcopy writes to an export and reads it, in requests of each of the sizes.
+#[track_caller]
+pub(crate) fn copy_there_and_back(world: &World, uri: &str, sizes: &[&str]) {
+    let content: Vec<u8> = (0..COPIED as u32)
+        .map(|n| (n ^ n >> 9 ^ n >> 17) as u8)
+        .collect();
+    let [from, back] = ["from", "back"].map(|name| world.path(name));
+    std::fs::write(&from, &content).unwrap();
+    let files = [&from, &back].map(|file| file.to_str().unwrap());
+    for size in sizes {
+        let _old = std::fs::remove_file(&back);
+        for (source, target) in [(files[0], uri), (uri, files[1])] {
+            let copied = Command::new("timeout")
+                .args(["60", "nbdcopy", "--request-size", size, source, target])
+                .status();
+            assert!(copied.unwrap().success(), "{size} {source} {target}");
+        }
+        assert!(std::fs::read(&back).unwrap() == content, "{size} {uri}");
+    }
+}
+
 #[test]
 fn bytes_arrive_as_they_were_sent() {
     if !(has("nbdcopy") && has("qemu-img")) {
@@ -261,12 +285,7 @@ fn bytes_arrive_as_they_were_sent() {
     }
     let world = World::new();
     let mut served = Served::ours(&world);
-    let content: Vec<u8> = (0..4_u32 << 20)
-        .map(|n| (n ^ n >> 9 ^ n >> 17) as u8)
-        .collect();
-    let (from, back) = (world.path("from"), world.path("back"));
-    std::fs::write(&from, &content).unwrap();
-    std::fs::write(world.path("raw"), vec![0; content.len()]).unwrap();
+    std::fs::write(world.path("raw"), vec![0; COPIED]).unwrap();
     support::qemu_img(&[
         "create",
         "-q",
@@ -287,20 +306,7 @@ fn bytes_arrive_as_they_were_sent() {
             world.path("good").display()
         );
         // Small and large requests, read and written.
-        for size in ["4096", "65536", "1048576"] {
-            for (source, target) in [(from.to_str().unwrap(), uri.as_str()), (&uri, "")] {
-                let target = match target {
-                    "" => back.to_str().unwrap(),
-                    target => target,
-                };
-                let _old = std::fs::remove_file(&back);
-                let copied = Command::new("timeout")
-                    .args(["60", "nbdcopy", "--request-size", size, source, target])
-                    .status();
-                assert!(copied.unwrap().success(), "{id} {size} {source} {target}");
-            }
-            assert!(std::fs::read(&back).unwrap() == content, "{id} {size}");
-        }
+        copy_there_and_back(&world, &uri, &["4096", "65536", "1048576"]);
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::node::{Kit, try_node};
 use super::support::{Daemon, has, with};
-use super::{World, free_port};
+use super::{COPIED, World, copy_there_and_back, free_port};
 
 /// Directories with `keys.psk`: `own` has alice and qemu, `other` has alice with another key.
 pub(crate) fn keys(world: &World) {
@@ -116,12 +116,7 @@ fn bytes_arrive_as_they_were_sent() {
     let daemon = Daemon::start(&[]);
     let port = serve(&daemon, &world);
     let mut qmp = daemon.qmp();
-    let content: Vec<u8> = (0..4_u32 << 20)
-        .map(|n| (n ^ n >> 9 ^ n >> 17) as u8)
-        .collect();
-    let (from, back) = (world.path("from"), world.path("back"));
-    std::fs::write(&from, &content).unwrap();
-    std::fs::write(world.path("raw"), vec![0; content.len()]).unwrap();
+    std::fs::write(world.path("raw"), vec![0; COPIED]).unwrap();
     let file = json!({"driver": "file", "node-name": "raw", "filename": world.path("raw")});
     qmp.ok("blockdev-add", file);
     let export = json!({"type": "nbd", "id": "raw", "node-name": "raw", "writable": true});
@@ -131,20 +126,7 @@ fn bytes_arrive_as_they_were_sent() {
         "nbds://alice@localhost:{port}/raw?tls-psk-file={}",
         keys.display()
     );
-    for size in ["4096", "1048576"] {
-        for (source, target) in [(from.to_str().unwrap(), uri.as_str()), (&uri, "")] {
-            let target = match target {
-                "" => back.to_str().unwrap(),
-                target => target,
-            };
-            let _old = std::fs::remove_file(&back);
-            let copied = Command::new("timeout")
-                .args(["60", "nbdcopy", "--request-size", size, source, target])
-                .status();
-            assert!(copied.unwrap().success(), "{size} {source} {target}");
-        }
-        assert!(std::fs::read(&back).unwrap() == content, "{size}");
-    }
+    copy_there_and_back(&world, &uri, &["4096", "1048576"]);
 }
 
 #[test]
