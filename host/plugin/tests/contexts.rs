@@ -4,18 +4,16 @@
 
 mod support;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outport_block::format::FaultKind;
 use outport_block::metacontext::{ContextExtent, ContextProvider as _};
 use outport_block::view::{Allocation, NodeView, Viewing};
 use outport_block::{ByteRange, Errno};
-use outport_plugin::{
-    FaultEvent, Limits, PluginKind, PluginRegistry, RegistryConfig, User, WasmContext,
-};
+use outport_plugin::{Limits, PluginKind, User, WasmContext};
 use outport_test_guests::{self as guests, Guest, World};
-use support::{run, spec};
+use support::{Host, run};
 
 /// A node of one MiB that has nothing to show.
 struct Plain;
@@ -42,41 +40,22 @@ impl NodeView for Plain {
     }
 }
 
-struct Host {
-    registry: PluginRegistry,
-    seen: Arc<Mutex<Vec<FaultEvent>>>,
+fn host(wasm: &[u8]) -> Host {
+    let limits = Limits {
+        call_time_max: Some(Duration::from_millis(20)),
+        ..Limits::default()
+    };
+    let host = Host::new(wasm, limits);
+    assert_eq!(host.info.kind, PluginKind::MetadataContext);
+    host
 }
 
-impl Host {
-    fn new(wasm: &[u8]) -> Self {
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let told = seen.clone();
-        let registry = PluginRegistry::new(RegistryConfig {
-            on_fault: Some(Arc::new(move |event: &FaultEvent| {
-                told.lock().unwrap().push(event.clone());
-            })),
-            ..RegistryConfig::default()
-        })
-        .unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("provider.wasm");
-        std::fs::write(&path, wasm).unwrap();
-        let limits = Limits {
-            call_time_max: Some(Duration::from_millis(20)),
-            ..Limits::default()
-        };
-        let info = registry.add(&spec("p0", &path, limits)).unwrap();
-        assert_eq!(info.kind, PluginKind::MetadataContext);
-        Self { registry, seen }
-    }
-
-    /// Its only context.
-    async fn context(&self) -> Arc<WasmContext> {
-        let factory = self.registry.provider("p0").unwrap();
-        let mut contexts = factory.open("e", "{}", Arc::new(Plain)).await.unwrap();
-        assert_eq!(contexts.len(), 1);
-        contexts.remove(0)
-    }
+/// Its only context.
+async fn context(host: &Host) -> Arc<WasmContext> {
+    let factory = host.registry.provider("p0").unwrap();
+    let mut contexts = factory.open("e", "{}", Arc::new(Plain)).await.unwrap();
+    assert_eq!(contexts.len(), 1);
+    contexts.remove(0)
 }
 
 fn range() -> ByteRange {
@@ -85,9 +64,9 @@ fn range() -> ByteRange {
 
 #[test]
 fn a_provider_is_asked() {
-    let host = Host::new(&guests::describes());
+    let host = host(&guests::describes());
     run(async {
-        let context = host.context().await;
+        let context = context(&host).await;
         assert_eq!((context.name(), context.is_wide()), ("x-test:all", false));
         assert!(context.is_offered());
         let told = context.extents(range(), 10).await.unwrap();
@@ -101,9 +80,9 @@ fn a_provider_is_asked() {
 
 #[test]
 fn an_answer_is_kept_while_its_generation_stays() {
-    let host = Host::new(&guests::remembers());
+    let host = host(&guests::remembers());
     run(async {
-        let context = host.context().await;
+        let context = context(&host).await;
         let mut asked = Vec::new();
         for range in [range(), range(), ByteRange::between(0, 4096), range()] {
             asked.push(context.extents(range, 10).await.unwrap()[0].flags);
@@ -122,9 +101,9 @@ fn what_breaks_is_withdrawn_and_comes_back() {
         (guests::context_spins(), FaultKind::Deadline),
         (guests::context_lies(), FaultKind::BadAnswer),
     ] {
-        let host = Host::new(&wasm);
+        let host = host(&wasm);
         run(async {
-            let context = host.context().await;
+            let context = context(&host).await;
             assert_eq!(
                 context.extents(range(), 10).await,
                 Err(Errno::Io),
@@ -154,9 +133,9 @@ fn what_breaks_is_withdrawn_and_comes_back() {
 
 #[test]
 fn an_orderly_error_fails_one_request() {
-    let host = Host::new(&guests::context_errs());
+    let host = host(&guests::context_errs());
     run(async {
-        let context = host.context().await;
+        let context = context(&host).await;
         assert_eq!(context.extents(range(), 10).await, Err(Errno::Perm));
         assert!(context.is_offered());
         assert!(host.seen.lock().unwrap().is_empty());
@@ -165,9 +144,9 @@ fn an_orderly_error_fails_one_request() {
 
 #[test]
 fn a_busy_provider_holds_nobody_up_for_long() {
-    let host = Host::new(&guests::context_spins());
+    let host = host(&guests::context_spins());
     run(async {
-        let context = host.context().await;
+        let context = context(&host).await;
         let started = Instant::now();
         let questions = (0..20).map(|_| context.extents(range(), 10));
         let answers = futures_util::future::join_all(questions).await;
@@ -189,7 +168,7 @@ fn contexts_of_others_are_not_brought() {
              (i32.const 576)",
         )
         .component();
-    let host = Host::new(&steals);
+    let host = host(&steals);
     run(async {
         let factory = host.registry.provider("steals").unwrap();
         let refused = factory.open("e", "{}", Arc::new(Plain)).await.unwrap_err();

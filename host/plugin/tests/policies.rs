@@ -10,45 +10,13 @@ use std::time::{Duration, Instant};
 use outport_block::Errno;
 use outport_block::authz::{ConfigFiles, Decision, Facts, Grant, Peer, Policy as _};
 use outport_block::format::{FaultKind, FormatError};
-use outport_plugin::{
-    FaultEvent, Limits, PluginInfo, PluginKind, PluginRegistry, RegistryConfig, User, WasmPolicy,
-};
+use outport_plugin::{Limits, PluginKind, User, WasmPolicy};
 use outport_test_guests::{self as guests, Guest, World};
-use support::{run, spec};
+use support::{Host, run};
 
-/// A plugin of its own engine, and what was told of its faults.
-struct Host {
-    registry: PluginRegistry,
-    info: PluginInfo,
-    seen: Arc<Mutex<Vec<FaultEvent>>>,
-}
-
-impl Host {
-    fn new(wasm: &[u8], limits: Limits) -> Self {
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let told = seen.clone();
-        let registry = PluginRegistry::new(RegistryConfig {
-            on_fault: Some(Arc::new(move |event: &FaultEvent| {
-                told.lock().unwrap().push(event.clone());
-            })),
-            ..RegistryConfig::default()
-        })
-        .unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("policy.wasm");
-        std::fs::write(&path, wasm).unwrap();
-        let info = registry.add(&spec("p0", &path, limits)).unwrap();
-        Self {
-            registry,
-            info,
-            seen,
-        }
-    }
-
-    async fn open(&self, files: Arc<dyn ConfigFiles>) -> WasmPolicy {
-        let factory = self.registry.policy("p0").unwrap();
-        factory.open("az", "{}", files).await.unwrap()
-    }
+async fn open(host: &Host, files: Arc<dyn ConfigFiles>) -> WasmPolicy {
+    let factory = host.registry.policy("p0").unwrap();
+    factory.open("az", "{}", files).await.unwrap()
 }
 
 /// One file that the test changes.
@@ -111,7 +79,7 @@ fn a_policy_is_found_by_id_and_by_name_and_is_no_format() {
         "There is no authorization plugin 'nobody'"
     );
     run(async {
-        let policy = host.open(rules()).await;
+        let policy = open(&host, rules()).await;
         let open = Decision::Allow(Grant::default());
         assert_eq!(policy.decide(&facts()).await, open);
         assert_eq!(policy.is_allowed(&facts()).await, open);
@@ -144,7 +112,7 @@ fn every_way_to_break_is_a_denial_an_event_and_a_count() {
         let host = Host::new(&wasm, limits);
         run(async {
             for ask_identity in [false, true] {
-                let policy = host.open(rules()).await;
+                let policy = open(&host, rules()).await;
                 host.seen.lock().unwrap().clear();
                 let ask = || async {
                     match ask_identity {
@@ -174,7 +142,7 @@ fn every_way_to_break_is_a_denial_an_event_and_a_count() {
 fn an_orderly_error_is_a_denial_and_the_instance_lives() {
     let host = Host::new(&guests::policy_errs(), Limits::default());
     run(async {
-        let policy = host.open(rules()).await;
+        let policy = open(&host, rules()).await;
         assert_eq!(reason(policy.decide(&facts()).await), "busy");
         assert_eq!(reason(policy.is_allowed(&facts()).await), "busy");
         assert_eq!(host.registry.scrape()[0].instances, 1);
@@ -187,7 +155,7 @@ fn a_broken_policy_is_loaded_anew_after_its_pause() {
     let host = Host::new(&guests::obeys(), Limits::default());
     let files = rules();
     run(async {
-        let policy = host.open(files.clone()).await;
+        let policy = open(&host, files.clone()).await;
         files.say("x");
         assert!(reason(policy.decide(&facts()).await).contains("trap"));
         files.say("a");
@@ -208,7 +176,7 @@ fn a_changed_file_counts_at_the_next_decision() {
     let host = Host::new(&guests::obeys(), Limits::default());
     let files = rules();
     run(async {
-        let policy = host.open(files.clone()).await;
+        let policy = open(&host, files.clone()).await;
         let grant = |rules| {
             files.say(rules);
             let policy = &policy;
@@ -245,7 +213,7 @@ fn options_are_checked_and_bad_ones_leave_the_old() {
             other => panic!("{other:?}"),
         };
         assert_eq!(message, "Parameter 'x' is unexpected");
-        let policy = host.open(rules()).await;
+        let policy = open(&host, rules()).await;
         assert!(policy.reconfigure(r#"{"lazy": 5}"#).await.is_err());
         assert!(matches!(policy.decide(&facts()).await, Decision::Allow(_)));
         policy.reconfigure(r#"{"lazy": true}"#).await.unwrap();
@@ -263,7 +231,7 @@ fn options_are_checked_and_bad_ones_leave_the_old() {
 fn a_question_that_is_dropped_midway_leaves_nothing_behind() {
     let host = Host::new(&guests::policy_spins(), Limits::default());
     run(async {
-        let policy = host.open(rules()).await;
+        let policy = open(&host, rules()).await;
         let facts = facts();
         let asked = policy.decide(&facts);
         let gave_up = tokio::time::timeout(Duration::from_millis(30), asked).await;

@@ -1,4 +1,4 @@
-//! What the tests of this crate share: files in memory, and a plugin made from
+//! What the tests of this crate share: files in memory, and plugins made from
 //! bytes.
 
 #![allow(
@@ -6,6 +6,8 @@
     unreachable_pub,
     reason = "each test file uses a part of it"
 )]
+
+mod host;
 
 use std::path::Path;
 use std::pin::Pin;
@@ -15,6 +17,9 @@ use std::sync::{Arc, Mutex};
 use outport_block::format::{Format, FormatError, FormatFactory, FormatFiles, Grant};
 use outport_block::{ByteRange, Errno};
 use outport_plugin::{Limits, PluginRegistry, PluginSpec, RegistryConfig, WasmFormatFactory};
+
+#[allow(unused_imports, reason = "each test file uses a part of it")]
+pub use host::Host;
 
 /// Slot 0 in memory.
 #[derive(Debug, Default)]
