@@ -34,6 +34,16 @@ fn backup(daemon: &Daemon, folder: &Path, options: &[&str]) {
     assert_eq!(done.code, Some(0), "{}", done.err);
 }
 
+/// The backup, on top of those before it, has what the disk has now.
+#[track_caller]
+fn assert_restores(backup: &Path, disk: &TempImage) {
+    let restored = backup.with_file_name("restored");
+    let paths = [backup, &restored].map(|path| path.to_str().unwrap());
+    qemu_img(&["convert", "-O", "raw", paths[0], paths[1]]);
+    let restored = std::fs::read(restored).unwrap();
+    assert_same(&restored, &disk.content(), "the restored disk");
+}
+
 /// Some writes and zeroes, as a guest would do.
 fn write_some(daemon: &mut Daemon, rng: &mut Rng) {
     daemon.add_export("disk", true);
@@ -78,20 +88,7 @@ fn full_then_incremental(server: Server, options: &[&str]) {
         }
         backup(&daemon, folder.path(), options);
         let newest = folder.path().join(format!("{number}.qcow2"));
-        let restored = folder.path().join("restored");
-        qemu_img(&[
-            "convert",
-            "-O",
-            "raw",
-            newest.to_str().unwrap(),
-            restored.to_str().unwrap(),
-        ]);
-        let wanted = image.content();
-        assert_same(
-            &std::fs::read(&restored).unwrap(),
-            &wanted,
-            "the restored disk",
-        );
+        assert_restores(&newest, &image);
         check_image(&newest, "a backup");
     }
     // Only changes were copied.
@@ -140,20 +137,7 @@ fn a_failed_backup_is_made_up_for() {
     std::fs::remove_dir(&taken).unwrap();
     write_some(&mut daemon, &mut rng);
     backup(&daemon, folder.path(), &[]);
-    let restored = folder.path().join("restored");
-    let newest = folder.path().join("1.qcow2");
-    qemu_img(&[
-        "convert",
-        "-O",
-        "raw",
-        newest.to_str().unwrap(),
-        restored.to_str().unwrap(),
-    ]);
-    assert_same(
-        &std::fs::read(&restored).unwrap(),
-        &image.content(),
-        "the restored disk",
-    );
+    assert_restores(&folder.path().join("1.qcow2"), &image);
 }
 
 // === what an export lets be read ===
