@@ -44,26 +44,25 @@ fn set(qmp: &mut Qmp, active: bool) {
 
 #[test]
 fn an_image_changes_hands_with_qsd() {
-    if !has("qemu-io") || !has("qemu-img") {
+    if !has("qemu-io") || !has("qemu-img") || !has(QSD) {
         return;
     }
     let ours = Daemon::start(&[]);
-    let theirs = Qsd::start();
+    let theirs = Daemon::qsd(&[]).unwrap();
     let image = ours.text("image");
     qemu_img(&["create", "-q", "-f", "qcow2", &image, "16M"]);
     let (mut a, mut b) = (ours.qmp(), theirs.qmp());
-    let other = theirs.folder();
     share(&mut a, &ours.text("."), &image, true);
     let file = json!({"driver": "file", "filename": image, "node-name": "nf", "active": false});
     b.ok("blockdev-add", file);
     let node = json!({"driver": "qcow2", "node-name": "n", "active": false, "file": "nf"});
     b.ok("blockdev-add", node);
-    let address = json!({"type": "unix", "data": {"path": format!("{other}/nbd")}});
+    let address = json!({"type": "unix", "data": {"path": theirs.text("nbd")}});
     b.ok("nbd-server-start", json!({"addr": address}));
     let export = json!({"type": "nbd", "id": "e", "node-name": "n", "name": "e",
         "writable": true, "allow-inactive": true});
     b.ok("block-export-add", export);
-    let (ours_at, theirs_at) = (ours.path("nbd"), Path::new(&other).join("nbd"));
+    let (ours_at, theirs_at) = (ours.path("nbd"), theirs.path("nbd"));
     for round in 0..3_u8 {
         let at = u32::from(round) * 2;
         let (mine, yours) = (round * 2 + 1, round * 2 + 2);

@@ -218,15 +218,11 @@ fn clients_see_what_clients_of_qsd_see() {
     ];
     for (rules, requests) in situations {
         for raw in [false, true] {
-            let ours = {
-                let daemon = Daemon::start(&[]);
+            let [ours, theirs] = [Daemon::start(&[]), Daemon::qsd(&[]).unwrap()].map(|daemon| {
                 let folder = daemon.text("");
                 let socket = exported(&mut daemon.qmp(), folder.trim_end_matches('/'), &rules, raw);
                 outcomes(&socket, &requests)
-            };
-            let theirs = Qsd::start();
-            let socket = exported(&mut theirs.qmp(), &theirs.folder(), &rules, raw);
-            let theirs = outcomes(&socket, &requests);
+            });
             assert_eq!(ours, theirs, "raw: {raw}, {rules}");
         }
     }

@@ -1,8 +1,6 @@
 //! A daemon under test and a small QMP client.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-mod qsd;
-
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,11 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-#[allow(unused_imports, reason = "each test file uses its part")]
-pub(crate) use qsd::{Qsd, same};
 
 /// Nothing here takes longer unless it hangs.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -102,6 +99,13 @@ impl Qmp {
         &self.writer
     }
 
+    /// Whether nothing has come since the last message.
+    pub(crate) fn has_nothing_to_read(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let arrived = rustix::net::recv(&self.writer, &mut [0; 1], flags);
+        self.reader.buffer().is_empty() && arrived == Err(Errno::WOULDBLOCK)
+    }
+
     pub(crate) fn half_close(&self) {
         self.writer.shutdown(std::net::Shutdown::Write).unwrap();
     }
@@ -177,7 +181,11 @@ impl Daemon {
     /// The same for the oracle; `None`: it is not installed.
     #[track_caller]
     pub(crate) fn qsd(options: &[&str]) -> Option<Self> {
-        has(QSD).then(|| Self::run(QSD, options, tempfile::tempdir().unwrap()))
+        let options = [options, &["--pidfile", "{}/pid"]].concat();
+        let daemon = has(QSD).then(|| Self::run(QSD, &options, tempfile::tempdir().unwrap()))?;
+        // Who connects before its monitor is up may not be greeted, or twice.
+        eventually("QSD is up", || daemon.path("pid").exists());
+        Some(daemon)
     }
 
     #[track_caller]
@@ -287,6 +295,27 @@ pub(crate) fn compare(options: &[&str], commands: &[(&str, Value)]) {
         let their_answer = their_answer.to_string().replace(&their_folder, "$D");
         let their_answer = serde_json::from_str::<Value>(&their_answer).unwrap();
         assert_eq!(sorted(same), sorted(their_answer), "{command} {arguments}");
+    }
+}
+
+/// Sends the same to both and compares errors and successes.
+#[track_caller]
+pub(crate) fn same(requests: &[(&str, Value)]) {
+    let ask = |daemon: Daemon| -> Vec<_> {
+        let mut qmp = daemon.qmp();
+        let answers = requests.iter();
+        answers
+            .map(|(command, arguments)| qmp.execute(command, arguments.clone()))
+            .collect()
+    };
+    // One after the other: they may want the same files.
+    let Some(theirs) = Daemon::qsd(&[]).map(ask) else {
+        return;
+    };
+    let ours = ask(Daemon::start(&[]));
+    for (number, (command, arguments)) in requests.iter().enumerate() {
+        let errors = [&ours, &theirs].map(|answers| answers[number].get("error"));
+        assert_eq!(errors[0], errors[1], "{command} {arguments}");
     }
 }
 
