@@ -15,9 +15,11 @@ mod psk;
 mod reload;
 mod words;
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use pki::{Issued, Profile, directory};
 use serde_json::json;
@@ -83,10 +85,17 @@ impl World {
     }
 }
 
-/// A TCP port that nobody has now.
+/// A TCP port that nobody has now, and that is nobody's own end of a connection before it is used:
+/// those are above 32768.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() as u16 % 10_000;
+    loop {
+        let port = 12_000 + (first + TRIED.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Serves a null node as `x` over TLS on a port of its own.
@@ -310,23 +319,45 @@ fn bytes_arrive_as_they_were_sent() {
     }
 }
 
-/// gnutls-cli, which speaks TLS after the bytes of its input; what it said.
+/// gnutls-cli with a client's certificate; what it said.
 pub(crate) fn gnutls_cli(served: &Served, world: &World, client: &str, more: &[&str]) -> String {
     let folder = world.path(client);
     let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-    // Fixed newstyle without zeroes, STARTTLS; then TLS, when the input ends.
-    let hello = "printf '\\0\\0\\0\\3IHAVEOPT\\0\\0\\0\\5\\0\\0\\0\\0'; sleep 0.3";
-    let shell = format!(
-        "({hello}) | timeout 20 gnutls-cli --starttls -p {} --x509cafile {} --x509certfile {} \
-         --x509keyfile {} {} localhost 2>&1",
-        served.port,
+    let options = format!(
+        "--x509cafile {} --x509certfile {} --x509keyfile {} {}",
         file("ca-cert.pem"),
         file("client-cert.pem"),
         file("client-key.pem"),
         more.join(" ")
     );
-    let said = Command::new("sh").args(["-c", &shell]).output().unwrap();
-    String::from_utf8_lossy(&said.stdout).into_owned()
+    starttls(served.port, &options)
+}
+
+/// gnutls-cli with these options, which speaks TLS after the bytes of its input; what it said.
+pub(crate) fn starttls(port: u16, options: &str) -> String {
+    let line = format!("exec timeout 60 gnutls-cli --starttls -p {port} {options} localhost 2>&1");
+    let mut child = Command::new("sh")
+        .args(["-c", &line])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    // Fixed newstyle without zeroes, STARTTLS. It shows the server's acknowledgement, and begins
+    // TLS when the input ends.
+    stdin
+        .write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x05\0\0\0\0")
+        .unwrap();
+    let (mut said, mut byte) = (Vec::new(), [0]);
+    while !said.ends_with(b"\x04\x55\x65\xa9\0\0\0\x05\0\0\0\x01\0\0\0\0")
+        && stdout.read(&mut byte).unwrap() == 1
+    {
+        said.push(byte[0]);
+    }
+    drop(stdin);
+    stdout.read_to_end(&mut said).unwrap();
+    child.wait().unwrap();
+    String::from_utf8_lossy(&said).into_owned()
 }
 
 #[test]
