@@ -15,7 +15,7 @@ use outport_block::format::{
 use outport_block::{ByteRange, Errno};
 use outport_plugin::{Limits, PluginKind};
 use outport_test_guests::{self as guests, Guest, World};
-use support::{MemoryFiles, UNIT, add, open, plugin, registry, run};
+use support::{MemoryFiles, UNIT, add, open, plugin, reads_its_own_writes, registry, run};
 
 fn files() -> Arc<MemoryFiles> {
     MemoryFiles::new((0..=255).cycle().take(4096).collect())
@@ -123,22 +123,6 @@ fn a_read_only_format_refuses_writes_and_survives() {
 
 /// A guest whose `flush` queues "ABCD" at 10, reads 8..18 back, and queues what
 /// it read at 100.
-fn reads_its_own_writes() -> Vec<u8> {
-    Guest::new(World::Format, "self-reader")
-        .with(r#"(data (i32.const 5000) "ABCD")"#)
-        .body(
-            "flush",
-            "(call $write (i32.const 0) (i32.const 0) (i64.const 10)
-                          (i32.const 5000) (i32.const 4) (i32.const 4096))
-             (call $read (i32.const 0) (i64.const 8) (i32.const 10) (i32.const 4096))
-             (call $write (i32.const 0) (i32.const 1) (i64.const 100)
-                          (i32.load (i32.const 4100)) (i32.load (i32.const 4104))
-                          (i32.const 4096))
-             (i32.const 4096)",
-        )
-        .component()
-}
-
 #[test]
 fn a_call_reads_what_it_has_queued() {
     let factory = plugin(&reads_its_own_writes(), Limits::default());
@@ -392,39 +376,4 @@ fn a_call_may_move_between_threads() {
         .join()
         .unwrap();
     }
-}
-
-/// Resident pages of this process.
-fn resident_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-#[test]
-fn many_calls_and_many_instances_leak_nothing() {
-    let registry = registry();
-    let factory = add(&registry, &reads_its_own_writes(), Limits::default());
-    let traps = add(&registry, &guests::traps(), Limits::default());
-    run(async {
-        let mut format = open(&factory, files(), true).await.unwrap();
-        let mut round = async |calls: u32| {
-            for _ in 0..calls {
-                assert_eq!(format.flush().await.unwrap().txn.len(), 2);
-            }
-            for _ in 0..calls / 20 {
-                let mut doomed = open(&traps, files(), false).await.unwrap();
-                assert!(doomed.resolve(UNIT).await.is_err());
-            }
-        };
-        round(2000).await;
-        let before = resident_kib();
-        round(10_000).await;
-        let grown = resident_kib().saturating_sub(before);
-        assert!(
-            grown < 2048,
-            "{grown} KiB more after 10 000 calls and 500 instances"
-        );
-    });
-    assert!(registry.scrape().iter().all(|info| info.instances == 0));
 }

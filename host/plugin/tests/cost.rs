@@ -1,4 +1,5 @@
-//! What things cost: printed, never asserted.
+//! What things cost: printed, not asserted, but that nothing leaks. That stands here to be alone in
+//! its process: neighbours need memory too.
 //!
 //! `cargo test --release -p outport-plugin --test cost -- --ignored --nocapture`
 
@@ -15,7 +16,7 @@ use outport_plugin::{
     sha256_hex,
 };
 use outport_test_guests::{self as guests, Guest, World};
-use support::{MemoryFiles, UNIT, open, plugin, run};
+use support::{MemoryFiles, UNIT, add, open, plugin, reads_its_own_writes, registry, run};
 
 fn show(what: &str, each: Duration) {
     println!("{what:<58} {:>10.3} us", each.as_secs_f64() * 1e6);
@@ -34,6 +35,7 @@ fn best(rounds: u32, count: u32, mut round: impl FnMut()) -> Duration {
         .unwrap_or_default()
 }
 
+/// Resident memory of this process.
 fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
@@ -199,4 +201,36 @@ fn loading() {
     let each = (resident_kib() - before) as f64 / 200.0;
     println!("{:<58} {each:>10.1} KiB", "an idle instance");
     drop(instances);
+}
+
+#[test]
+fn many_calls_and_many_instances_leak_nothing() {
+    let registry = registry();
+    let factory = add(&registry, &reads_its_own_writes(), Limits::default());
+    let traps = add(&registry, &guests::traps(), Limits::default());
+    run(async {
+        let mut format = open(&factory, MemoryFiles::new(vec![0; 4096]), true)
+            .await
+            .unwrap();
+        let mut round = async |calls: u32| {
+            for _ in 0..calls {
+                assert_eq!(format.flush().await.unwrap().txn.len(), 2);
+            }
+            for _ in 0..calls / 20 {
+                let mut doomed = open(&traps, MemoryFiles::new(vec![0; 4096]), false)
+                    .await
+                    .unwrap();
+                assert!(doomed.resolve(UNIT).await.is_err());
+            }
+        };
+        round(2000).await;
+        let before = resident_kib();
+        round(10_000).await;
+        let grown = resident_kib().saturating_sub(before);
+        assert!(
+            grown < 2048,
+            "{grown} KiB more after 10 000 calls and 500 instances"
+        );
+    });
+    assert!(registry.scrape().iter().all(|info| info.instances == 0));
 }

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use outport_block::format::{Format, FormatError, FormatFactory, FormatFiles, Grant};
 use outport_block::{ByteRange, Errno};
 use outport_plugin::{Limits, PluginRegistry, PluginSpec, RegistryConfig, WasmFormatFactory};
+use outport_test_guests::{Guest, World};
 
 #[allow(unused_imports, reason = "each test file uses a part of it")]
 pub use host::Host;
@@ -159,6 +160,23 @@ pub fn run<F: Future>(future: F) -> F::Output {
         .build()
         .unwrap()
         .block_on(future)
+}
+
+/// A plugin whose `flush` queues a write, reads a part of it back, and writes what it read.
+pub fn reads_its_own_writes() -> Vec<u8> {
+    Guest::new(World::Format, "self-reader")
+        .with(r#"(data (i32.const 5000) "ABCD")"#)
+        .body(
+            "flush",
+            "(call $write (i32.const 0) (i32.const 0) (i64.const 10)
+                          (i32.const 5000) (i32.const 4) (i32.const 4096))
+             (call $read (i32.const 0) (i64.const 8) (i32.const 10) (i32.const 4096))
+             (call $write (i32.const 0) (i32.const 1) (i64.const 100)
+                          (i32.load (i32.const 4100)) (i32.load (i32.const 4104))
+                          (i32.const 4096))
+             (i32.const 4096)",
+        )
+        .component()
 }
 
 pub const UNIT: ByteRange = ByteRange::between(0, 65536);
