@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -116,22 +116,13 @@ impl Drop for Holder {
     }
 }
 
-/// Wait until the process has its locks.
-fn until_refused(file: &HostFile, used: Permissions, shared: Permissions) -> String {
-    for _ in 0..1000 {
-        match file.set_permissions(used, shared) {
-            Ok(()) => file.set_permissions(Permissions::NONE, ALL).unwrap(),
-            Err(e) => return e.to_string(),
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    panic!("QEMU does not lock the image");
-}
-
+/// The image of a QEMU process that has its locks.
 fn check_against_writer(path: &Path) {
     let ours = open(path);
-    let text = until_refused(&ours, READ_WRITE, ALL);
-    assert_eq!(text, "Failed to get \"write\" lock");
+    assert_eq!(
+        refusal(ours.set_permissions(READ_WRITE, ALL)),
+        "Failed to get \"write\" lock"
+    );
     assert_eq!(
         refusal(ours.set_permissions(RESIZE, ALL)),
         "Failed to get \"resize\" lock"
@@ -163,10 +154,15 @@ fn we_are_refused_what_qemu_io_does_not_share() {
         .args(["-f", "qcow2"])
         .arg(&path)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .spawn()
         .map(Holder)
         .unwrap();
+    // It asks for commands when it has opened the image. Trying would be in its way.
+    let mut prompt = [0; 9];
+    let mut stdout = holder.0.stdout.take().unwrap();
+    stdout.read_exact(&mut prompt).unwrap();
+    assert_eq!(prompt, *b"qemu-io> ");
     check_against_writer(&path);
     let mut stdin = holder.0.stdin.take().unwrap();
     stdin.write_all(b"quit\n").unwrap();
@@ -181,7 +177,7 @@ fn we_are_refused_what_qemu_storage_daemon_does_not_share() {
     }
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path(), "qcow2");
-    let socket = dir.path().join("nbd");
+    let [socket, pidfile] = ["nbd", "pid"].map(|name| dir.path().join(name));
     let file = format!("driver=file,node-name=f,filename={}", path.display());
     let server = format!("addr.type=unix,addr.path={}", socket.display());
     let _holder = Command::new("qemu-storage-daemon")
@@ -189,9 +185,17 @@ fn we_are_refused_what_qemu_storage_daemon_does_not_share() {
         .args(["--blockdev", "driver=qcow2,node-name=q,file=f"])
         .args(["--nbd-server", &server])
         .args(["--export", "type=nbd,id=e,node-name=q,writable=on"])
+        .arg("--pidfile")
+        .arg(&pidfile)
         .spawn()
         .map(Holder)
         .unwrap();
+    // Written when all options have succeeded.
+    let is_up = |_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        pidfile.exists()
+    };
+    assert!((0..3000).any(is_up), "QSD does not start");
     check_against_writer(&path);
 }
 
