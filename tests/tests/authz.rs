@@ -241,10 +241,9 @@ fn a_broken_policy_denies_and_others_are_served_meanwhile() {
             .iter()
             .find(|p| p["name"] == "p");
         let ours = ours.unwrap();
-        assert_eq!(
-            (&ours["kind"], &ours["faults"]),
-            (&json!("authz"), &json!(1))
-        );
+        assert_eq!(ours["kind"], "authz");
+        // One, or two if the list was asked for after the pause.
+        assert!(ours["faults"].as_u64() >= Some(1), "{ours}");
         assert_eq!(guarded.totals()["denied"], 2, "{fault}");
         let log = guarded.daemon.stderr();
         for line in ["a broken policy denies everybody", "access denied"] {

@@ -12,7 +12,7 @@ use support::*;
 /// Standard error without the program's name, and whether it succeeded.
 fn complaint(program: &str, arguments: &[&str]) -> (String, bool) {
     let output = Command::new("timeout")
-        .args(["-k", "1", "10", program])
+        .args(["-k", "1", "60", program])
         .args(arguments)
         .stdin(Stdio::null())
         .output()

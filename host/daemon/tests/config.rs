@@ -35,7 +35,7 @@ impl Drop for Loaded {
 /// Standard error, and whether it succeeded.
 fn run(arguments: &[&str]) -> (String, bool) {
     let output = Command::new("timeout")
-        .args(["-k", "1", "10", OUTPORTD])
+        .args(["-k", "1", "60", OUTPORTD])
         .args(arguments)
         .stdin(Stdio::null())
         .output()
