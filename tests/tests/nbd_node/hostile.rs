@@ -24,7 +24,12 @@ fn liar(daemon: &Daemon, kind: u16, lie: impl Fn(u64) -> Vec<u8> + Send + 'stati
     json!({"type": "unix", "path": path})
 }
 
-fn serve(mut stream: UnixStream, kind: u16, lie: &dyn Fn(u64) -> Vec<u8>) -> std::io::Result<()> {
+/// Shakes hands, and answers requests of this kind; the others wait.
+pub(crate) fn serve(
+    mut stream: UnixStream,
+    kind: u16,
+    lie: &dyn Fn(u64) -> Vec<u8>,
+) -> std::io::Result<()> {
     stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
     stream.read_exact(&mut [0; 4])?;
     let reply = |option: u32, kind: u32, data: &[u8]| {

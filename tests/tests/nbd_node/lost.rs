@@ -1,11 +1,15 @@
 //! Connections that end: requests wait, are sent again, or fail, as `reconnect-delay` says.
 
+use std::net::Shutdown;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 
 use outport_tests::nbd::wire::cmd;
 use outport_tests::{TempImage, assert_same, eventually, requires};
 use serde_json::json;
 
+use super::hostile::serve;
 use super::peer::Peer;
 use super::{MIB, add, through};
 use outport_tests::{Daemon, Server};
@@ -175,4 +179,44 @@ fn a_mute_server_does_not_hold_up_the_end() {
     let request = client.request(0, cmd::READ, 0, 4096);
     client.send(&request, &[]).unwrap();
     daemon.stop();
+}
+
+#[test]
+fn a_server_that_leaves_while_the_daemon_ends_is_not_waited_for() {
+    let mut daemon = Daemon::builder(Server::Outport).nbd().start();
+    let path = daemon.path("peer.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let (asked, requests) = mpsc::channel();
+    let server = std::thread::spawn({
+        let path = path.clone();
+        move || {
+            let (stream, _) = listener.accept().unwrap();
+            // Nobody gets in again.
+            std::fs::remove_file(path).unwrap();
+            drop(listener);
+            let end = stream.try_clone().unwrap();
+            let keep = move |_| {
+                asked.send(end.try_clone().unwrap()).unwrap();
+                Vec::new()
+            };
+            // It ends when the connection does.
+            let _ = serve(stream, cmd::READ, &keep);
+        }
+    });
+    let node = json!({"driver": "nbd", "node-name": "disk",
+        "server": {"type": "unix", "path": path}, "reconnect-delay": 3600});
+    daemon.qmp.ok("blockdev-add", node);
+    daemon.add_export("disk", true);
+    let mut client = daemon.client("disk");
+    let request = client.request(0, cmd::READ, 0, 4096);
+    client.send(&request, &[]).unwrap();
+    let connection = requests.recv().unwrap();
+    daemon.qmp.send("quit", json!({}));
+    // Within the seconds that a server has to answer; if it is too early or too late, this proves
+    // nothing, and does not fail.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    connection.shutdown(Shutdown::Both).unwrap();
+    let status = daemon.wait();
+    assert!(status.success(), "{status}: {}", daemon.stderr());
+    server.join().unwrap();
 }

@@ -194,7 +194,7 @@ impl Link {
         self.queue.ended.notify_one();
     }
 
-    /// Connects again, for as long as the node lives. `None`: it was closed.
+    /// Connects again, for as long as the node lives. `None`: it was closed, or the daemon ends.
     async fn reconnect(&self, before: Agreed) -> Option<Connection> {
         let until = Instant::now() + self.options.reconnect_delay;
         let mut pause = PAUSE_MIN;
@@ -217,20 +217,18 @@ impl Link {
         };
         tokio::pin!(attempts);
         let mut failing = self.options.reconnect_delay.is_zero();
-        loop {
+        // What was said before the connection was lost is not said again.
+        while !self.queue.is_closed() && !self.queue.is_hurried() {
             tokio::select! {
                 connection = &mut attempts => return Some(connection),
                 () = tokio::time::sleep_until(until), if !failing => {
                     failing = true;
                     self.queue.fail_requests();
                 }
-                () = self.queue.wake.notified() => {
-                    if self.queue.is_closed() || self.queue.is_hurried() {
-                        return None;
-                    }
-                }
+                () = self.queue.wake.notified() => {}
             }
         }
+        None
     }
 }
 
