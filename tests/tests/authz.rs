@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use outport_test_guests as guests;
 use outport_tests::nbd::wire::{opt, rep};
 use outport_tests::vhost_user::{FrontEnd, features, request};
-use outport_tests::{Daemon, Server, can_mount, eventually};
+use outport_tests::{Daemon, Server, TempImage, assert_same, can_mount, eventually};
 use serde_json::{Value, json};
 
 /// `NBD_EPERM`.
@@ -119,6 +119,27 @@ fn a_grant_may_be_read_only() {
     let mut writer = guarded.daemon.client("b");
     assert_eq!(writer.write(0, &[0; 512]).unwrap(), Ok(()));
     assert_eq!(reader.write(0, &[0; 512]).unwrap(), Err(EPERM), "told once");
+}
+
+#[test]
+fn a_reader_gives_nothing_up() {
+    let mut guarded = Guarded::start(&guests::obeys(), "read");
+    let image = TempImage::random(1 << 20, 8);
+    let content = image.content();
+    guarded.daemon.add_node("disk", &image);
+    let export = json!({"node-name": "disk", "authz": "az", "discard-after-read": true});
+    guarded.export("c", export);
+    let mut reader = guarded.daemon.client("c");
+    for round in ["the first read", "the second read"] {
+        let got = reader.read(0, 1 << 16).unwrap().unwrap();
+        assert_same(&got, &content[..1 << 16], round);
+    }
+    // Who may write gives up what it reads.
+    guarded.say("allow");
+    let mut writer = guarded.daemon.client("c");
+    let got = writer.read(0, 1 << 16).unwrap().unwrap();
+    assert_same(&got, &content[..1 << 16], "the writer's read");
+    assert_eq!(reader.read(0, 1 << 16).unwrap(), Ok(vec![0; 1 << 16]));
 }
 
 #[test]

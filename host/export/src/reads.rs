@@ -13,7 +13,8 @@ use outport_block::bitmap::DirtyBitmap;
 pub struct Reads {
     /// Only where one of these is dirty; `None`: everything.
     pub within: Option<Vec<Arc<DirtyBitmap>>>,
-    /// What was read is discarded before it is sent: each byte can be read once.
+    /// What was read is discarded before it is sent: each byte can be read once. What a client with
+    /// a read-only grant reads stays.
     pub discard: bool,
 }
 

@@ -184,7 +184,7 @@ fn read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange, ou
     if !reads.permit(range) {
         return fail(shared, to, checked.operation, Errno::Perm, out);
     }
-    if reads.discard {
+    if discards(shared) {
         return spawn_read(shared, to, checked, range);
     }
     if to.mode() != ReplyMode::Simple && (node.is_known_zero(range) || is_hole(node, range)) {
@@ -209,6 +209,12 @@ fn read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange, ou
         }
     }
     spawn_read(shared, to, checked, range);
+}
+
+/// Whether what is read is given up. Not by a client that may only read: what it was granted is to
+/// change nothing.
+fn discards(shared: &Shared) -> bool {
+    shared.user.export().options().reads.discard && shared.session.may_write()
 }
 
 /// Large reads ask the file system: what a hole does not transfer pays for it.
@@ -267,7 +273,7 @@ fn spawn_read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRan
         let mut head = Vec::with_capacity(super::reply::DATA_HEADER_MAX);
         let read = async {
             let buf = export.node().read(range.offset(), buf).await?;
-            if export.options().reads.discard {
+            if discards(&task.0) {
                 export.node().discard(range).await?;
             }
             Ok(buf)

@@ -205,6 +205,12 @@ impl Session {
         self.flags
     }
 
+    /// Whether the client may change the export.
+    #[must_use]
+    pub fn may_write(&self) -> bool {
+        !self.flags.contains(TransmissionFlags::READ_ONLY)
+    }
+
     /// The contexts that the client selected.
     #[must_use]
     pub fn contexts(&self) -> &[ContextInfo] {

@@ -180,7 +180,8 @@ qapi! {
         /// Whether reads are refused but where one of `bitmaps` is dirty (ours).
         restrict_reads: Option<bool> = "restrict-reads",
         /// Whether the node gives up what a client has read: for temporary copies that are read
-        /// once. The export must be writable (ours).
+        /// once. The export must be writable; what a client reads that was granted read-only access
+        /// stays (ours).
         discard_after_read: Option<bool> = "discard-after-read",
         /// Id of the NBD server; the default one if absent (ours).
         server: Option<String>,
