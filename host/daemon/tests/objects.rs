@@ -5,7 +5,8 @@
 mod support;
 
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -319,6 +320,95 @@ fn a_list_in_a_file_is_read_again_and_denies_while_it_is_broken() {
         qmp.err("object-add", relative),
         "Filename must be an absolute path"
     );
+}
+
+const FOR_ME: &str = r#"{"rules": [{"match": "me", "policy": "allow"}]}"#;
+const FOR_YOU: &str = r#"{"rules": [{"match": "you", "policy": "allow"}]}"#;
+
+/// A daemon whose object `af` takes its rules from the file.
+fn by_file(rules: &Path) -> (Daemon, Qmp) {
+    let daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    let object = json!({"qom-type": "authz-list-file", "id": "af", "filename": rules});
+    qmp.ok("object-add", object);
+    assert!(allowed(&mut qmp, "af", "me") && !allowed(&mut qmp, "af", "you"));
+    (daemon, qmp)
+}
+
+#[test]
+fn a_list_in_a_file_that_is_gone_denies_until_it_is_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rules, aside) = (folder.path().join("rules"), folder.path().join("aside"));
+    std::fs::write(&rules, FOR_ME).unwrap();
+    let (_daemon, mut qmp) = by_file(&rules);
+    for _ in 0..2 {
+        std::fs::remove_file(&rules).unwrap();
+        eventually("without a file nobody gets in", || {
+            !allowed(&mut qmp, "af", "me")
+        });
+        std::fs::write(&rules, FOR_ME).unwrap();
+        eventually("it is back", || allowed(&mut qmp, "af", "me"));
+        std::fs::rename(&rules, &aside).unwrap();
+        eventually("it was moved away", || !allowed(&mut qmp, "af", "me"));
+        std::fs::rename(&aside, &rules).unwrap();
+        eventually("it was moved back", || allowed(&mut qmp, "af", "me"));
+    }
+}
+
+#[test]
+fn a_list_in_a_file_is_found_by_its_name_whatever_becomes_of_its_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let (folder, aside) = (root.path().join("etc"), root.path().join("aside"));
+    let rules = folder.join("rules");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(&rules, FOR_ME).unwrap();
+    let (_daemon, mut qmp) = by_file(&rules);
+    std::fs::rename(&folder, &aside).unwrap();
+    eventually("the folder is gone", || !allowed(&mut qmp, "af", "me"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(&rules, FOR_YOU).unwrap();
+    eventually("there is a new one", || allowed(&mut qmp, "af", "you"));
+    assert!(!allowed(&mut qmp, "af", "me"));
+    // And what is done in the new one.
+    std::fs::write(&rules, FOR_ME).unwrap();
+    eventually("it is followed", || allowed(&mut qmp, "af", "me"));
+    std::fs::remove_dir_all(&folder).unwrap();
+    eventually("it is gone, too", || !allowed(&mut qmp, "af", "me"));
+}
+
+#[test]
+fn a_list_in_a_file_is_followed_through_links() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    for (version, rules) in [("one", FOR_ME), ("two", FOR_YOU)] {
+        std::fs::create_dir(at(version)).unwrap();
+        std::fs::write(at(version).join("rules"), rules).unwrap();
+    }
+    let point = |link: &str, target: &str| {
+        let _ = std::fs::remove_file(at("new"));
+        symlink(target, at("new")).unwrap();
+        std::fs::rename(at("new"), at(link)).unwrap();
+    };
+    // As volumes of Kubernetes are laid out and updated: rules -> ..data/rules, ..data -> one.
+    symlink("..data/rules", at("rules")).unwrap();
+    // And a folder that is a link, as deployments have it.
+    for (filename, link) in [("rules", "..data"), ("current/rules", "current")] {
+        point(link, "one");
+        let (_daemon, mut qmp) = by_file(&at(filename));
+        point(link, "two");
+        eventually("the second version counts", || {
+            allowed(&mut qmp, "af", "you") && !allowed(&mut qmp, "af", "me")
+        });
+        // What the links led to may change in place, where nothing of the name's own folder does.
+        std::fs::write(at("two/rules"), "{").unwrap();
+        eventually("it is broken", || !allowed(&mut qmp, "af", "you"));
+        std::fs::write(at("two/rules"), FOR_YOU).unwrap();
+        eventually("it is right again", || allowed(&mut qmp, "af", "you"));
+        point(link, "nowhere");
+        eventually("the link leads nowhere", || !allowed(&mut qmp, "af", "you"));
+        point(link, "one");
+        eventually("the first version again", || allowed(&mut qmp, "af", "me"));
+    }
 }
 
 #[test]

@@ -1,35 +1,29 @@
 //! Rules in a file (`authz-list-file`), read again whenever the file changes.
 //!
-//! The folder is watched, because editors and tools replace files by renaming. Control thread; the
-//! file itself is read elsewhere. Invariant: while the file does not hold rules, nobody gets in.
+//! Also when its name leads to another file, or to none: editors replace files by renaming, and
+//! deployments swap links. Control thread; the file itself is read elsewhere. Invariant: while the
+//! file does not hold rules, or cannot be read, nobody gets in.
 
 use std::cell::RefCell;
-use std::ffi::OsStr;
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
 
 use outport_plugin::WasmPolicy;
 use outport_qmp::types::qom::{AuthZListFileProperties, AuthZListProperties};
 use outport_qmp::{Error, de, wire};
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
 use super::authz::rules;
 use super::secret::unread;
+use super::trail::{Listener, Trail};
 
-/// Room for what the kernel tells at once: each event has a name of up to 255 bytes.
-const EVENTS_BYTES: usize = 4096;
+/// As often as this a file is looked at that could not be taken over, or not be watched entirely.
+const AGAIN: Duration = Duration::from_secs(1);
 
-/// What may have changed a file of the folder.
-const CHANGES: WatchFlags = WatchFlags::MODIFY
-    .union(WatchFlags::CLOSE_WRITE)
-    .union(WatchFlags::CREATE)
-    .union(WatchFlags::MOVED_TO);
+/// What was taken over last, or why it was not.
+type Last = Result<Vec<u8>, String>;
 
 /// A file, and who is told what it says.
 #[derive(Debug)]
@@ -44,8 +38,9 @@ pub(super) struct FileList {
 pub(super) struct Watched {
     filename: String,
     pub(super) first: AuthZListProperties,
+    content: Vec<u8>,
     /// `None`: it is not read again.
-    changes: Option<AsyncFd<OwnedFd>>,
+    listener: Option<Listener>,
 }
 
 impl Drop for FileList {
@@ -64,8 +59,9 @@ impl Watched {
             policy,
             watcher: RefCell::default(),
         });
-        if let Some(changes) = self.changes {
-            let task = tokio::task::spawn_local(follow(Rc::downgrade(&list), changes));
+        if let Some(listener) = self.listener {
+            let follow = follow(Rc::downgrade(&list), listener, Ok(self.content));
+            let task = tokio::task::spawn_local(follow);
             *list.watcher.borrow_mut() = Some(task.abort_handle());
         }
         list
@@ -79,101 +75,107 @@ impl FileList {
     /// It does not hold rules now, or its folder cannot be watched.
     pub(super) async fn open(properties: &AuthZListFileProperties) -> Result<Watched, Error> {
         let filename = properties.filename.clone();
-        // The watch comes first: a change after the reading is never missed.
-        let changes = match properties.refresh {
+        let mut listener = match properties.refresh {
             Some(false) => None,
-            _ => Some(watch(Path::new(&filename))?),
+            _ => Some(listener(&filename)?),
         };
+        let content = look(&filename, listener.as_mut()).await?;
+        if let Some(listener) = &listener
+            && let Some(error) = &listener.trail().unwatched
+        {
+            return Err(unwatchable(&filename, error));
+        }
         Ok(Watched {
-            first: read(filename.clone()).await?,
+            first: parse(&filename, &content)?,
             filename,
-            changes,
+            content,
+            listener,
         })
     }
 
-    fn name(&self) -> Option<&OsStr> {
-        Path::new(&self.filename).file_name()
-    }
-
-    async fn replace(&self, read: Result<AuthZListProperties, Error>) {
-        let error = match read {
-            Ok(list) => match self.policy.reconfigure(&rules(&list)).await {
-                Ok(()) => return,
-                Err(error) => error.to_string(),
-            },
-            Err(error) => error.to_string(),
-        };
+    /// Takes over what was read, unless it was before.
+    async fn take(&self, read: Result<Vec<u8>, Error>, last: Last) -> Last {
+        if matches!((&read, &last), (Ok(read), Ok(last)) if read == last) {
+            return last;
+        }
         let file = &self.filename;
-        tracing::error!(
-            file,
-            error,
-            "nobody is let in until the file is right again"
-        );
-        self.policy.close().await;
+        match self.reconfigure(read).await {
+            Ok(content) => {
+                tracing::info!(file, "rules were read again");
+                Ok(content)
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if last.as_ref() != Err(&error) {
+                    let until = "nobody is let in until the file is right again";
+                    tracing::error!(file, error, "{until}");
+                }
+                self.policy.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn reconfigure(&self, read: Result<Vec<u8>, Error>) -> Result<Vec<u8>, Error> {
+        let content = read?;
+        let list = parse(&self.filename, &content)?;
+        let taken = self.policy.reconfigure(&rules(&list)).await;
+        taken.map_err(|error| Error::generic(error.to_string()))?;
+        Ok(content)
     }
 }
 
-/// Task: reads the file again for as long as somebody asks it.
-async fn follow(list: Weak<FileList>, changes: AsyncFd<OwnedFd>) {
+/// Task: looks at the file again for as long as somebody asks it.
+async fn follow(list: Weak<FileList>, mut listener: Listener, mut last: Last) {
     loop {
-        let Ok(mut ready) = changes.readable().await else {
-            return;
-        };
+        let is_told = last.is_ok() && !listener.trail().has_gaps;
+        tokio::select! {
+            () = listener.changed() => {}
+            () = tokio::time::sleep(AGAIN), if !is_told => {}
+        }
         let Some(list) = list.upgrade() else { return };
-        if concerns(changes.get_ref(), list.name()) {
-            let read = read(list.filename.clone()).await;
-            list.replace(read).await;
-        }
-        ready.clear_ready();
+        let read = look(&list.filename, Some(&mut listener)).await;
+        last = list.take(read, last).await;
     }
 }
 
-/// Takes all events; whether one was about `name`.
-fn concerns(fd: &OwnedFd, name: Option<&OsStr>) -> bool {
-    let mut room = [MaybeUninit::uninit(); EVENTS_BYTES];
-    let mut reader = inotify::Reader::new(fd, &mut room);
-    let mut concerned = false;
-    while let Ok(event) = reader.next() {
-        let about = event
-            .file_name()
-            .map(|about| OsStr::from_bytes(about.to_bytes()));
-        // Events that were lost may have been about it.
-        concerned |= about.is_none() || about == name;
-    }
-    concerned
-}
-
-fn watch(path: &Path) -> Result<AsyncFd<OwnedFd>, Error> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let Some(folder) = folder else {
+fn listener(filename: &str) -> Result<Listener, Error> {
+    let folder = Path::new(filename).parent();
+    if folder.is_none_or(|folder| folder.as_os_str().is_empty()) {
         return Err(Error::generic("Filename must be an absolute path"));
-    };
-    let failed = |error: std::io::Error| {
-        let reason = outport_block::strerror(error.raw_os_error().unwrap_or_default());
-        Error::generic(format!("Unable to watch '{}': {reason}", folder.display()))
-    };
-    let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
-    let fd = fd.map_err(|error| failed(error.into()))?;
-    inotify::add_watch(&fd, folder, CHANGES).map_err(|error| failed(error.into()))?;
-    outport_block::engine::register(fd).map_err(failed)
+    }
+    Listener::new().map_err(|error| unwatchable(filename, &error))
 }
 
-async fn read(filename: String) -> Result<AuthZListProperties, Error> {
-    let path = filename.clone();
-    let content = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
-    let content = match content {
-        Ok(Ok(content)) => content,
-        Ok(Err(error)) => {
-            let reason = unread(&filename, &error);
-            return Err(Error::generic(format!(
-                "Unable to read '{filename}': {reason}"
-            )));
-        }
-        Err(error) => return Err(Error::generic(error.to_string())),
+fn unwatchable(filename: &str, error: &std::io::Error) -> Error {
+    let reason = outport_block::strerror(error.raw_os_error().unwrap_or_default());
+    let folder = Path::new(filename).parent().unwrap_or(Path::new("/"));
+    Error::generic(format!("Unable to watch '{}': {reason}", folder.display()))
+}
+
+/// Reads the file, and follows its name from now on.
+async fn look(filename: &str, listener: Option<&mut Listener>) -> Result<Vec<u8>, Error> {
+    let unread = |error: &std::io::Error| {
+        let reason = unread(filename, error);
+        Error::generic(format!("Unable to read '{filename}': {reason}"))
     };
-    let value = wire::parse_one(&content)?;
+    let fd = listener.as_ref().map(|listener| listener.fd());
+    let fd = fd.transpose().map_err(|error| unread(&error))?;
+    let path = filename.to_owned();
+    // The watch comes first: a change after the reading is never missed.
+    let looking = tokio::task::spawn_blocking(move || {
+        let trail = fd.map(|fd| Trail::lay(&fd, Path::new(&path)));
+        (trail, std::fs::read(path))
+    });
+    let (trail, content) = looking.await.map_err(|e| Error::generic(e.to_string()))?;
+    if let (Some(listener), Some(trail)) = (listener, trail) {
+        listener.set(trail);
+    }
+    content.map_err(|error| unread(&error))
+}
+
+fn parse(filename: &str, content: &[u8]) -> Result<AuthZListProperties, Error> {
+    let value = wire::parse_one(content)?;
     if !value.is_object() {
         let message = format!("File '{filename}' must contain a JSON object");
         return Err(Error::generic(message));

@@ -13,6 +13,7 @@ mod properties;
 mod secret;
 mod throttle;
 mod tls;
+mod trail;
 
 use std::rc::Rc;
 use std::sync::Arc;
