@@ -3,10 +3,12 @@
 //!
 //! Asked on the iothread whose client wants a block status.
 
+use std::hash::{Hash, Hasher};
 use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::bitmap::DirtyBitmap;
+use crate::node::Kind;
 use crate::{ByteRange, Errno, Node};
 
 /// A view that may wait for metadata.
@@ -48,21 +50,42 @@ pub trait NodeView: Send + Sync {
     /// # Errors
     /// There is none of this name.
     fn bitmap_bits(&self, name: &str, range: ByteRange) -> Result<Vec<u8>, Errno>;
+
+    /// A number that stays while the answers to these questions do; none: nobody follows that.
+    fn version(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// One node, seen so.
 #[derive(Debug)]
-pub struct Sight(Arc<Node>);
+pub struct Sight {
+    node: Arc<Node>,
+    /// A bitmap of another node that is shown in place of this one's.
+    borrowed: Option<(Arc<Node>, Arc<DirtyBitmap>)>,
+}
 
 impl Sight {
     /// Of this node.
     #[must_use]
     pub const fn new(node: Arc<Node>) -> Self {
-        Self(node)
+        let borrowed = None;
+        Self { node, borrowed }
+    }
+
+    /// Of this node, with one bitmap, which may be another node's.
+    #[must_use]
+    pub const fn with_bitmap(node: Arc<Node>, of: Arc<Node>, bitmap: Arc<DirtyBitmap>) -> Self {
+        let borrowed = Some((of, bitmap));
+        Self { node, borrowed }
     }
 
     fn bitmap(&self, name: &str) -> Result<Arc<DirtyBitmap>, Errno> {
-        let bitmap = self.0.bitmaps().find(name).ok_or(Errno::NoEnt)?;
+        let bitmap = match &self.borrowed {
+            Some((_, bitmap)) => Some(bitmap.clone()).filter(|it| it.name() == name),
+            None => self.node.bitmaps().find(name),
+        };
+        let bitmap = bitmap.ok_or(Errno::NoEnt)?;
         // What was not kept up to date says nothing.
         if bitmap.is_inconsistent() {
             return Err(Errno::BadMsg);
@@ -73,7 +96,7 @@ impl Sight {
 
 impl NodeView for Sight {
     fn size(&self) -> u64 {
-        self.0.size()
+        self.node.size()
     }
 
     fn allocation(&self, range: ByteRange, runs_max: usize) -> Viewing<'_, Vec<Allocation>> {
@@ -82,7 +105,7 @@ impl NodeView for Sight {
             let mut at = range.offset();
             while at < range.end() {
                 let rest = ByteRange::between(at, range.end());
-                let status = self.0.status(rest).await?;
+                let status = self.node.status(rest).await?;
                 let len = status.len.min(rest.len());
                 at += len;
                 let (data, zero, depth) = (status.data, status.zero, status.depth);
@@ -105,7 +128,10 @@ impl NodeView for Sight {
     }
 
     fn bitmap_names(&self) -> Vec<String> {
-        let bitmaps = self.0.bitmaps().all();
+        let bitmaps = match &self.borrowed {
+            Some((_, bitmap)) => vec![bitmap.clone()],
+            None => self.node.bitmaps().all(),
+        };
         bitmaps
             .iter()
             .map(|bitmap| bitmap.name().to_owned())
@@ -124,19 +150,42 @@ impl NodeView for Sight {
         let first = range.offset() / bits.granularity();
         let count = range.end().div_ceil(bits.granularity()) - first;
         let bytes = usize::try_from(count.div_ceil(8)).map_err(|_| Errno::FBig)?;
-        let mut packed = vec![0_u8; bytes];
-        let mut rest = range;
-        while let Some(dirty) = bits.next_dirty(rest) {
-            let from = dirty.offset() / bits.granularity() - first;
-            let to = dirty.end().div_ceil(bits.granularity()) - first;
-            for bit in from..to {
-                if let Some(byte) = packed.get_mut((bit / 8) as usize) {
-                    *byte |= 1 << (bit % 8);
-                }
-            }
-            rest = ByteRange::between(dirty.end(), range.end());
+        // Two words for each: the second has what the first one shifts out.
+        let (word, shift) = (first / 64, first % 64);
+        let mut packed = Vec::with_capacity(bytes.next_multiple_of(8));
+        let mut low = bits.word(word);
+        for at in (word + 1..).take(bytes.div_ceil(8)) {
+            let high = bits.word(at);
+            let both = u128::from(high) << 64 | u128::from(low);
+            packed.extend(((both >> shift) as u64).to_le_bytes());
+            low = high;
+        }
+        packed.truncate(bytes);
+        if let (Some(last), rest @ 1..) = (packed.last_mut(), count % 8) {
+            *last &= (1 << rest) - 1;
         }
         Ok(packed)
+    }
+
+    /// Of the chain: which nodes there are, and what was done to each.
+    fn version(&self) -> Option<u64> {
+        let mut hasher = std::hash::DefaultHasher::new();
+        let borrowed = self.borrowed.iter().map(|(node, _)| node.clone());
+        let mut nodes: Vec<Arc<Node>> = borrowed.collect();
+        nodes.push(self.node.clone());
+        while let Some(node) = nodes.pop() {
+            if node.remote_name().is_some() {
+                // Others may write to it.
+                return None;
+            }
+            (Arc::as_ptr(&node).addr(), node.bitmaps().version()).hash(&mut hasher);
+            // Whoever writes to what holds an image is the image.
+            match node.kind() {
+                Kind::Image(image) => nodes.extend(image.backing()),
+                _ => nodes.extend(node.children().into_iter().map(|(_, child)| child)),
+            }
+        }
+        Some(hasher.finish())
     }
 }
 
@@ -145,7 +194,6 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     use super::*;
-    use crate::node::Kind;
 
     #[test]
     fn bits_begin_at_the_granule_of_the_range_s_start() {

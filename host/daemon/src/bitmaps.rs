@@ -152,9 +152,9 @@ pub(crate) fn to_offer(
     root: &Arc<Node>,
     wanted: &BlockDirtyBitmapOrStr,
     writable: bool,
-) -> Result<Arc<DirtyBitmap>, Error> {
-    let bitmap = match wanted {
-        BlockDirtyBitmapOrStr::External(of) => find(daemon, &of.node, &of.name)?.1,
+) -> Result<(Arc<Node>, Arc<DirtyBitmap>), Error> {
+    let (node, bitmap) = match wanted {
+        BlockDirtyBitmapOrStr::External(of) => find(daemon, &of.node, &of.name)?,
         BlockDirtyBitmapOrStr::Local(name) => {
             let (node, bitmap) = below(root, name)
                 .ok_or_else(|| Error::generic(format!("Bitmap '{name}' is not found")))?;
@@ -164,11 +164,11 @@ pub(crate) fn to_offer(
                     "Enabled bitmap '{name}' incompatible with readonly export"
                 )));
             }
-            bitmap
+            (node, bitmap)
         }
     };
     check_usable(&bitmap)?;
-    Ok(bitmap)
+    Ok((node, bitmap))
 }
 
 /// The first bitmap of this name at a node, or on its way down through filters and backing nodes.

@@ -1,12 +1,16 @@
-//! Metadata contexts that plugins bring: opened before their export is added.
+//! Metadata contexts that plugins bring. Those that an operator asks for are opened before their
+//! export is added; those of QEMU's that are bundled, when a client asks first. A build without
+//! bundled plugins has them natively.
 
 use std::sync::Arc;
 
-use outport_block::metacontext::ContextProvider;
+use outport_block::Node;
+use outport_block::bitmap::{DirtyBitmap, DirtyBitmapContext};
+use outport_block::metacontext::{AllocationDepth, ContextProvider};
 use outport_block::view::Sight;
 use outport_qmp::Error;
 use outport_qmp::types::block_export::{BlockExportBranch, BlockExportOptions};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::daemon::Daemon;
 
@@ -42,4 +46,50 @@ pub(crate) async fn open(
         }
     }
     Ok(contexts)
+}
+
+/// `qemu:allocation-depth` of an export's node.
+pub(crate) fn allocation_depth(
+    daemon: &Daemon,
+    export: &str,
+    node: &Arc<Node>,
+) -> Arc<dyn ContextProvider> {
+    let view = Sight::new(node.clone());
+    let context = bundled(
+        daemon,
+        "allocation-depth",
+        export,
+        "qemu:allocation-depth",
+        json!({}),
+        view,
+    );
+    context.unwrap_or_else(|| Arc::new(AllocationDepth::new(node.clone())))
+}
+
+/// `qemu:dirty-bitmap:NAME` of an export's node, with a bitmap of the node `of`.
+pub(crate) fn dirty_bitmap(
+    daemon: &Daemon,
+    export: &str,
+    node: &Arc<Node>,
+    of: &Arc<Node>,
+    bitmap: &Arc<DirtyBitmap>,
+) -> Arc<dyn ContextProvider> {
+    let name = format!("qemu:dirty-bitmap:{}", bitmap.name());
+    let options = json!({"bitmap": bitmap.name()});
+    let view = Sight::with_bitmap(node.clone(), of.clone(), bitmap.clone());
+    let context = bundled(daemon, "dirty-bitmap", export, &name, options, view);
+    context.unwrap_or_else(|| Arc::new(DirtyBitmapContext::new(bitmap.clone())))
+}
+
+fn bundled(
+    daemon: &Daemon,
+    plugin: &str,
+    export: &str,
+    name: &str,
+    options: Value,
+    view: Sight,
+) -> Option<Arc<dyn ContextProvider>> {
+    let factory = daemon.plugins.registry().ok()?.provider(plugin).ok()?;
+    let context = factory.on_demand(export, name, options.to_string(), Arc::new(view));
+    Some(Arc::new(context))
 }

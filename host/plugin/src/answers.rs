@@ -1,8 +1,10 @@
-//! Answers of a metadata context that hold until its plugin says otherwise.
+//! Answers of a metadata context that hold for a while.
 //!
-//! Shared by the connections of an export. A plugin is asked for its generation each time, which
-//! costs a tenth of asking for the answer. Invariant: at most [`KEPT_MAX`] answers, and
-//! [`EXTENTS_MAX`] extents in all of them.
+//! Shared by the connections of an export. One that holds until the plugin's generation changes is
+//! used again when the plugin was asked for that, which costs a tenth of asking for the answer; one
+//! that holds until a write, while the node's version is the same: then nobody is asked. The host
+//! keeps less than it may: any write to the chain ends it, also one elsewhere. Invariant: at most
+//! [`KEPT_MAX`] answers, and [`EXTENTS_MAX`] extents in all of them.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -23,13 +25,24 @@ pub(crate) enum Validity {
     Now,
     /// While the plugin's generation is this one.
     Generation(u64),
+    /// Until the node is written to.
+    Write,
+}
+
+/// While what an answer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// While the plugin's generation is this one.
+    Generation(u64),
+    /// While the node's version is this one.
+    Version(u64),
 }
 
 #[derive(Debug)]
 struct Kept {
     range: ByteRange,
     extents_max: usize,
-    generation: u64,
+    holds: Holds,
     extents: Vec<ContextExtent>,
 }
 
@@ -38,16 +51,16 @@ struct Kept {
 pub(crate) struct Answers(Mutex<VecDeque<Kept>>);
 
 impl Answers {
-    /// The answer to the same question, and under which generation it was given.
+    /// The answer to the same question, and how long it holds.
     pub(crate) fn find(
         &self,
         range: ByteRange,
         extents_max: usize,
-    ) -> Option<(u64, Vec<ContextExtent>)> {
+    ) -> Option<(Holds, Vec<ContextExtent>)> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |it: &&Kept| it.range == range && it.extents_max == extents_max;
         let found = kept.iter().find(same)?;
-        Some((found.generation, found.extents.clone()))
+        Some((found.holds, found.extents.clone()))
     }
 
     /// Keep an answer, in the place of an older one to the same question.
@@ -55,7 +68,7 @@ impl Answers {
         &self,
         range: ByteRange,
         extents_max: usize,
-        generation: u64,
+        holds: Holds,
         extents: &[ContextExtent],
     ) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,7 +84,7 @@ impl Answers {
             kept.push_back(Kept {
                 range,
                 extents_max,
-                generation,
+                holds,
                 extents: extents.to_vec(),
             });
         }
@@ -98,18 +111,20 @@ mod tests {
     fn the_same_question_has_one_answer_and_the_oldest_make_room() {
         let answers = Answers::default();
         let range = |at: u64| ByteRange::between(at, at + 1);
-        answers.keep(range(0), 5, 1, &extents(1));
-        answers.keep(range(0), 5, 2, &extents(3));
-        assert_eq!(answers.find(range(0), 5), Some((2, extents(3))));
+        let first = Holds::Generation(1);
+        answers.keep(range(0), 5, first, &extents(1));
+        let second = Holds::Version(2);
+        answers.keep(range(0), 5, second, &extents(3));
+        assert_eq!(answers.find(range(0), 5), Some((second, extents(3))));
         assert_eq!(answers.find(range(0), 6), None);
         for at in 1..=64 {
-            answers.keep(range(at), 5, 3, &extents(1));
+            answers.keep(range(at), 5, first, &extents(1));
         }
         assert_eq!(answers.find(range(0), 5), None);
         assert!(answers.find(range(1), 5).is_some());
-        answers.keep(range(99), 5, 4, &extents(EXTENTS_MAX));
+        answers.keep(range(99), 5, first, &extents(EXTENTS_MAX));
         assert_eq!(answers.find(range(64), 5), None, "it takes all the room");
-        answers.keep(range(100), 5, 4, &extents(EXTENTS_MAX + 1));
+        answers.keep(range(100), 5, first, &extents(EXTENTS_MAX + 1));
         assert_eq!(answers.find(range(100), 5), None, "more than there is");
         answers.forget();
         assert_eq!(answers.find(range(99), 5), None);

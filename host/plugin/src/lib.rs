@@ -47,7 +47,7 @@ pub use factory::{FaultEvent, FaultHook, User, WasmFormatFactory};
 pub use format::WasmFormat;
 pub use limits::Limits;
 pub use policy::{WasmPolicy, WasmPolicyFactory};
-pub use provider::{WasmContext, WasmProviderFactory};
+pub use provider::{WasmContext, WasmContextOnDemand, WasmProviderFactory};
 pub use query::PluginInfo;
 pub use registry::{Bundled, PluginRegistry, PluginSpec, RegistryConfig};
 pub use schema::{OptionError, Schema};

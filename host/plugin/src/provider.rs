@@ -16,15 +16,15 @@ use outport_block::metacontext::{ContextExtent, ContextProvider};
 use outport_block::node::NodeFuture;
 use outport_block::view::NodeView;
 use outport_block::{ByteRange, Errno};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
-use crate::answers::{Answers, Validity};
+use crate::answers::{Answers, Holds, Validity};
 use crate::back_off::BackOff;
 use crate::bindings::{context, convert};
 use crate::counters::CallKind;
 use crate::factory::{User, WasmFactory};
 use crate::fault;
-use crate::limits::{CALL_TIME_MAX, CONTEXTS_MAX};
+use crate::limits::{CALL_TIME_MAX, CONTEXTS_MAX, VIEW_RUNS_MAX};
 use crate::live::{Live, opened, run, settle};
 use crate::store::{Granted, Queueing};
 use crate::world::Providers;
@@ -45,6 +45,36 @@ impl WasmProviderFactory {
         options: &str,
         view: Arc<dyn NodeView>,
     ) -> Result<Vec<Arc<WasmContext>>, FormatError> {
+        self.open_as(id, options, view, None).await
+    }
+
+    /// The context `name` of the host's own namespace, of an instance with these options that is
+    /// made when somebody asks first.
+    #[must_use]
+    pub fn on_demand(
+        self: &Arc<Self>,
+        id: &str,
+        name: &str,
+        options: String,
+        view: Arc<dyn NodeView>,
+    ) -> WasmContextOnDemand {
+        WasmContextOnDemand {
+            factory: Arc::clone(self),
+            export: id.to_owned(),
+            name: name.to_owned(),
+            options,
+            view,
+            opened: OnceCell::new(),
+        }
+    }
+
+    async fn open_as(
+        self: &Arc<Self>,
+        id: &str,
+        options: &str,
+        view: Arc<dyn NodeView>,
+        asked_for: Option<&str>,
+    ) -> Result<Vec<Arc<WasmContext>>, FormatError> {
         self.plugin().about.check_options(options)?;
         let provider = Arc::new(Provider {
             factory: Arc::clone(self),
@@ -57,7 +87,7 @@ impl WasmProviderFactory {
             withdrawn: AtomicBool::new(false),
             state: Mutex::default(),
         });
-        let opened = provider.open().await;
+        let opened = provider.open(asked_for).await;
         if let Err(FormatError::Fault(fault)) = &opened {
             provider.report(fault);
         }
@@ -102,14 +132,14 @@ pub struct WasmContext {
 
 impl Provider {
     /// The first instance, and what it offers.
-    async fn open(&self) -> Result<Vec<context::Offered>, FormatError> {
+    async fn open(&self, asked_for: Option<&str>) -> Result<Vec<context::Offered>, FormatError> {
         let mut live = self.start().await?;
         let guest = &live.guests;
         let answer = run!(live, Contexts, Queueing::NotNow, guest, call_contexts(""));
         let mut state = self.state.lock().await;
         let answer = settle(live, &mut state.live, CallKind::Contexts, answer)?;
         let listed = answer.map_err(convert::refused)?;
-        let offered = context::offered(listed, CONTEXTS_MAX);
+        let offered = context::offered(listed, CONTEXTS_MAX, asked_for);
         offered.map_err(|what| fault::malformed(CallKind::Contexts.word(), what))
     }
 
@@ -174,11 +204,21 @@ impl Provider {
 impl WasmContext {
     async fn ask(&self, range: ByteRange, extents_max: usize) -> Result<Vec<ContextExtent>, Errno> {
         let provider = &self.provider;
+        let kept = match self.answers.find(range, extents_max) {
+            // Nobody need be asked, nor waited for.
+            Some((Holds::Version(then), extents)) => {
+                if provider.granted.view.version() == Some(then) {
+                    return Ok(extents);
+                }
+                None
+            }
+            Some((Holds::Generation(generation), extents)) => Some((generation, extents)),
+            None => None,
+        };
         let mut state = provider.turn().await?;
         if state.back_off.refuses(Instant::now()).is_some() {
             return Err(Errno::Io);
         }
-        let kept = self.answers.find(range, extents_max);
         let asked = self.answer(&mut state, range, extents_max, kept).await;
         match asked {
             Ok(extents) => {
@@ -216,8 +256,11 @@ impl WasmContext {
             }
             live = self.provider.take(state).await?;
         }
+        // As it was before it was asked: what changes meanwhile ends the answer.
+        let version = self.provider.granted.view.version();
         let (guest, asked) = (&live.guests, convert::to_range(range));
-        let spans_max = u32::try_from(extents_max).unwrap_or(u32::MAX);
+        // The caller asks again for what one answer does not hold.
+        let spans_max = extents_max.min(VIEW_RUNS_MAX) as u32;
         let answer = run!(
             live,
             BlockStatus,
@@ -229,8 +272,13 @@ impl WasmContext {
         let status = settle(live, &mut state.live, call, answer)?.map_err(convert::refused)?;
         let checked = context::status(status, range, extents_max, self.wide);
         let (extents, validity) = checked.map_err(|what| fault::malformed(call.word(), what))?;
-        if let Validity::Generation(generation) = validity {
-            self.answers.keep(range, extents_max, generation, &extents);
+        let holds = match validity {
+            Validity::Now => None,
+            Validity::Generation(generation) => Some(Holds::Generation(generation)),
+            Validity::Write => version.map(Holds::Version),
+        };
+        if let Some(holds) = holds {
+            self.answers.keep(range, extents_max, holds, &extents);
         }
         Ok(extents)
     }
@@ -259,6 +307,55 @@ impl fmt::Debug for WasmContext {
         f.debug_struct("WasmContext")
             .field("name", &self.name)
             .field("export", &self.provider.export)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A context whose instance is made when somebody asks first: most clients never do.
+pub struct WasmContextOnDemand {
+    factory: Arc<WasmProviderFactory>,
+    export: String,
+    name: String,
+    options: String,
+    view: Arc<dyn NodeView>,
+    opened: OnceCell<Arc<WasmContext>>,
+}
+
+impl WasmContextOnDemand {
+    async fn open(&self) -> Result<Arc<WasmContext>, Errno> {
+        let (factory, name) = (&self.factory, Some(self.name.as_str()));
+        let opened = factory.open_as(&self.export, &self.options, self.view.clone(), name);
+        let opened = opened.await.map_err(|error| {
+            tracing::warn!(export = self.export, context = self.name, %error, "no context");
+            error.errno()
+        })?;
+        let found = opened.into_iter().find(|it| it.name == self.name);
+        found.ok_or(Errno::Io)
+    }
+}
+
+impl ContextProvider for WasmContextOnDemand {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn is_offered(&self) -> bool {
+        self.opened.get().is_none_or(|context| context.is_offered())
+    }
+
+    fn extents(&self, range: ByteRange, extents_max: usize) -> NodeFuture<'_, Vec<ContextExtent>> {
+        Box::pin(async move {
+            let context = self.opened.get_or_try_init(|| self.open()).await?;
+            context.ask(range, extents_max).await
+        })
+    }
+}
+
+impl fmt::Debug for WasmContextOnDemand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WasmContextOnDemand")
+            .field("name", &self.name)
+            .field("export", &self.export)
             .finish_non_exhaustive()
     }
 }

@@ -5,7 +5,7 @@
 //! counted: a writer that meets an exchange marks what came after it, too.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
@@ -13,11 +13,19 @@ use arc_swap::ArcSwapOption;
 use super::{Bits, DirtyBitmap};
 use crate::ByteRange;
 
+/// Writes mark bitmaps.
+const MARKED: u8 = 1;
+
+/// Somebody relies on what was said of the node until it is written to.
+const WATCHED: u8 = 2;
+
 /// The bitmaps of one node.
 #[derive(Debug, Default)]
 pub struct NodeBitmaps {
-    /// Whether writes mark anything: all that a node without bitmaps pays for.
-    any: AtomicBool,
+    /// Whether writes concern anybody: all that a node without bitmaps pays for.
+    any: AtomicU8,
+    /// Writes that ended since the node is watched, and changes of other kinds.
+    changes: AtomicU64,
     marked: ArcSwapOption<Vec<Arc<Bits>>>,
     publications: AtomicU64,
     /// Newest first.
@@ -64,8 +72,29 @@ impl NodeBitmaps {
         let bits: Vec<_> = enabled.map(|it| it.bits()).collect();
         let any = !bits.is_empty();
         self.marked.store(any.then(|| Arc::new(bits)));
-        self.any.store(any, Ordering::SeqCst);
+        if any {
+            self.any.fetch_or(MARKED, Ordering::SeqCst);
+        } else {
+            self.any.fetch_and(!MARKED, Ordering::SeqCst);
+        }
         self.publications.fetch_add(1, Ordering::SeqCst);
+        self.changed();
+    }
+
+    /// What was said of the node may be wrong now, for another reason than a write.
+    pub(crate) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A number that is another one after each write that ended from now on, and after each
+    /// change of the bitmaps. Whoever asks once makes every write count.
+    pub(crate) fn version(&self) -> u64 {
+        if self.any.load(Ordering::Relaxed) & WATCHED == 0 {
+            self.any.fetch_or(WATCHED, Ordering::SeqCst);
+            // A write that ends just now may not count: what is said now does not hold.
+            return self.changes.fetch_add(1, Ordering::SeqCst);
+        }
+        self.changes.load(Ordering::SeqCst)
     }
 
     /// The node has another length.
@@ -85,7 +114,7 @@ impl NodeBitmaps {
     /// A write to this range ended, well or not.
     #[inline]
     pub(crate) fn mark(&self, range: ByteRange) {
-        if self.any.load(Ordering::Relaxed) && !range.is_empty() {
+        if self.any.load(Ordering::Relaxed) != 0 && !range.is_empty() {
             self.mark_all(range);
         }
     }
@@ -103,8 +132,11 @@ impl NodeBitmaps {
                 continue;
             }
             if self.publications.load(Ordering::SeqCst) == publication {
-                return;
+                break;
             }
+        }
+        if self.any.load(Ordering::SeqCst) & WATCHED != 0 {
+            self.changed();
         }
     }
 

@@ -186,6 +186,7 @@ impl Image {
 
     /// Nothing is known of the image any more; nobody is inside.
     fn forget(&self, plugin: &mut Plugin) {
+        self.bitmaps.changed();
         self.drop_instance(plugin);
         plugin.freed.clear();
         plugin.cuts.clear();

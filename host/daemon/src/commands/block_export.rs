@@ -3,8 +3,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use outport_block::bitmap::{DirtyBitmapContext, Held};
-use outport_block::metacontext::{AllocationDepth, ContextProvider};
+use outport_block::bitmap::Held;
+use outport_block::metacontext::ContextProvider;
 use outport_block::{IoThread, Node};
 use outport_export::{Access, Export, ExportContext, ExportOptions, Reads};
 use outport_qmp::Error;
@@ -190,7 +190,7 @@ async fn check_and_add(
         _ => None,
     };
     let offered = match &options.branch {
-        BlockExportBranch::Nbd(nbd) => offer_nbd(daemon, &node, wanted, nbd, threads, brought),
+        BlockExportBranch::Nbd(nbd) => offer_nbd(daemon, &id, &node, wanted, nbd, threads, brought),
         BlockExportBranch::Fuse(fuse) => export_fuse::offer(daemon, &node, wanted, fuse, threads)
             .await
             .map(|export| (export, Vec::new())),
@@ -260,6 +260,7 @@ fn iothreads(
 
 fn offer_nbd(
     daemon: &Daemon,
+    id: &str,
     node: &Arc<Node>,
     wanted: ExportOptions,
     nbd: &BlockExportOptionsNbd,
@@ -278,7 +279,7 @@ fn offer_nbd(
             "description '{description}' too long"
         )));
     }
-    let (contexts, held) = contexts(daemon, node, nbd, wanted.writable, brought)?;
+    let (contexts, held) = all_contexts(daemon, id, node, nbd, wanted.writable, brought)?;
     let reads = reads(nbd, wanted.writable, &held)?;
     let clients_max = nbd.max_connections.unwrap_or(0);
     let export = Export::new(
@@ -324,8 +325,9 @@ fn reads(nbd: &BlockExportOptionsNbd, writable: bool, held: &[Held]) -> Result<R
 ///
 /// # Errors
 /// In QEMU's words: there is no such bitmap, or it cannot be used now.
-fn contexts(
+fn all_contexts(
     daemon: &Daemon,
+    id: &str,
     node: &Arc<Node>,
     nbd: &BlockExportOptionsNbd,
     writable: bool,
@@ -335,21 +337,27 @@ fn contexts(
     let bitmaps: Vec<_> = bitmaps
         .map(|wanted| bitmaps::to_offer(daemon, node, wanted, writable))
         .collect::<Result<_, _>>()?;
-    let mut contexts = Vec::new();
+    let mut offered = Vec::new();
     if nbd.allocation_depth == Some(true) {
-        contexts.push(ExportContext {
+        offered.push(ExportContext {
             id: 1,
-            provider: Arc::new(AllocationDepth::new(node.clone())),
+            provider: contexts::allocation_depth(daemon, id, node),
         });
     }
-    for (id, bitmap) in (2..).zip(&bitmaps) {
-        let provider = Arc::new(DirtyBitmapContext::new(bitmap.clone()));
-        contexts.push(ExportContext { id, provider });
+    for (number, (of, bitmap)) in (2..).zip(&bitmaps) {
+        let provider = contexts::dirty_bitmap(daemon, id, node, of, bitmap);
+        offered.push(ExportContext {
+            id: number,
+            provider,
+        });
     }
-    let next = contexts.iter().map(|context| context.id).max();
+    let next = offered
+        .iter()
+        .map(|context: &ExportContext| context.id)
+        .max();
     for (id, provider) in (next.unwrap_or(1) + 1..).zip(brought) {
-        contexts.push(ExportContext { id, provider });
+        offered.push(ExportContext { id, provider });
     }
-    let held = bitmaps.iter().map(|bitmap| bitmap.hold()).collect();
-    Ok((contexts, held))
+    let held = bitmaps.iter().map(|(_, bitmap)| bitmap.hold()).collect();
+    Ok((offered, held))
 }

@@ -18,10 +18,12 @@ pub(crate) struct Offered {
     pub(crate) wide: bool,
 }
 
-/// The contexts of a provider: each once, each in a namespace of its own.
+/// The contexts of a provider: each once, each in a namespace of its own, but for the one of the
+/// host's that it was asked for.
 pub(crate) fn offered(
     listed: Vec<Context>,
     contexts_max: usize,
+    asked_for: Option<&str>,
 ) -> Result<Vec<Offered>, Malformed> {
     if listed.len() > contexts_max {
         let count = listed.len();
@@ -39,7 +41,7 @@ pub(crate) fn offered(
                 "The context name '{name}' is not NAMESPACE:LEAF"
             )));
         }
-        if RESERVED.contains(&namespace) {
+        if RESERVED.contains(&namespace) && asked_for != Some(name.as_str()) {
             return Err(Malformed::answer(format!(
                 "The namespace of the context '{name}' is not a plugin's"
             )));
@@ -93,8 +95,8 @@ pub(crate) fn status(
     }
     let validity = match status.cache {
         CachePolicy::UntilGeneration(generation) => Validity::Generation(generation),
-        // The host does not follow writes for the sake of a cache: it keeps less than it may.
-        CachePolicy::None | CachePolicy::UntilWrite => Validity::Now,
+        CachePolicy::None => Validity::Now,
+        CachePolicy::UntilWrite => Validity::Write,
     };
     Ok((extents, validity))
 }
@@ -110,7 +112,7 @@ mod tests {
             flags_are_64bit: false,
             description: String::new(),
         };
-        offered(names.iter().map(context).collect(), 3).map_err(|e| e.message)
+        offered(names.iter().map(context).collect(), 3, None).map_err(|e| e.message)
     }
 
     #[test]

@@ -1,0 +1,107 @@
+//! `qemu:allocation-depth`: how far down the backing chain the bytes are. Status 0: nowhere; 1: in
+//! the image itself; more: in that many images further down.
+
+#![forbid(unsafe_code)]
+
+use outport_sdk::{
+    ByteRange, Context, ContextProvider, Info, Keep, NodeView, Result, Span, Status,
+};
+
+/// The only context.
+const NAME: &str = "qemu:allocation-depth";
+
+/// It has no state.
+#[derive(Debug)]
+pub struct AllocationDepth;
+
+impl ContextProvider for AllocationDepth {
+    fn info() -> Info {
+        Info {
+            name: "allocation-depth",
+            version: env!("CARGO_PKG_VERSION"),
+            description: "qemu:allocation-depth, how far down the backing chain the bytes are",
+            options_schema: "",
+        }
+    }
+
+    fn open(_view: &dyn NodeView, _options: &str) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn contexts(&mut self, _view: &dyn NodeView) -> Result<Vec<Context>> {
+        Ok(vec![Context {
+            name: NAME.to_owned(),
+            wide: false,
+            description: "How far down the backing chain the bytes are".to_owned(),
+        }])
+    }
+
+    fn block_status(
+        &mut self,
+        view: &dyn NodeView,
+        _context: &str,
+        range: ByteRange,
+        max_spans: u32,
+    ) -> Result<Status> {
+        let mut spans: Vec<Span> = Vec::new();
+        let mut at = range.offset;
+        'asking: while at < range.end() {
+            // Runs of one depth may differ otherwise, so a list of them seldom makes as many spans.
+            let runs = view.allocation(ByteRange::new(at, range.end() - at), max_spans)?;
+            if runs.is_empty() {
+                break;
+            }
+            for run in runs {
+                let status = u64::from(run.depth);
+                let full = spans.len() == max_spans as usize;
+                match spans.last_mut() {
+                    Some(last) if last.status == status => last.len += run.len,
+                    _ if full => break 'asking,
+                    _ => spans.push(Span {
+                        len: run.len,
+                        status,
+                    }),
+                }
+                at += run.len;
+            }
+        }
+        Ok(Status {
+            spans,
+            keep: Keep::UntilWrite,
+        })
+    }
+}
+
+#[cfg(target_arch = "wasm32")]
+outport_sdk::export_contexts!(AllocationDepth);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use outport_sdk::testing::{TestProvider, TestView};
+    use outport_sdk::{Alloc, AllocRun};
+
+    #[test]
+    fn runs_of_one_depth_are_one_span() {
+        let run = |len, state, depth| AllocRun { len, state, depth };
+        let mut view = TestView::new(600);
+        view.runs = vec![
+            run(100, Alloc::Data, 1),
+            run(100, Alloc::Zero, 1),
+            run(100, Alloc::Data, 2),
+            run(100, Alloc::Zero, 2),
+            run(200, Alloc::Hole, 0),
+        ];
+        for max in [1, 2, 100] {
+            let mut provider =
+                TestProvider::<AllocationDepth>::open(view.clone(), "{}").expect("it opens");
+            let spans = provider.status(NAME, ByteRange::new(50, 550), max);
+            let spans: Vec<_> = spans
+                .expect("it answers")
+                .iter()
+                .map(|span| (span.len, span.status))
+                .collect();
+            assert_eq!(spans, [(150, 1), (200, 2), (200, 0)]);
+        }
+    }
+}
