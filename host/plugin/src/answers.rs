@@ -15,8 +15,9 @@ use outport_block::metacontext::ContextExtent;
 /// Answers kept: what one client asks while it walks an image twice in steps of a GiB.
 const KEPT_MAX: usize = 64;
 
-/// Extents kept, 16 bytes each.
-const EXTENTS_MAX: usize = 65_536;
+/// Extents kept, 16 bytes each: as many as one reply may have, so that a client which asks for all
+/// of a finely dirty image again does not cost the plugin's work again.
+const EXTENTS_MAX: usize = 1 << 20;
 
 /// How long an answer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
