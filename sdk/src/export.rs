@@ -45,12 +45,16 @@ macro_rules! export_policy {
 }
 
 /// Make the component of a provider of metadata contexts (world
-/// `metadata-context`): `outport_sdk::export_contexts!(Heatmap);`
+/// `metadata-context`): `outport_sdk::export_contexts!(Heatmap);` With `rules`:
+/// of one that also says what its contexts mean (world `metadata-context-rules`).
 #[cfg(target_arch = "wasm32")]
 #[macro_export]
 macro_rules! export_contexts {
     ($provider:ty) => {
         $crate::export_fragments!(Describer<$provider>, about, provider);
+    };
+    ($provider:ty, rules) => {
+        $crate::export_fragments!(Describer<$provider>, about, provider, rules);
     };
 }
 
@@ -111,9 +115,10 @@ macro_rules! export_policy {
 }
 
 /// Make the component of a provider of metadata contexts (world
-/// `metadata-context`): `outport_sdk::export_contexts!(Heatmap);`
+/// `metadata-context`): `outport_sdk::export_contexts!(Heatmap);` With `rules`:
+/// of one that also says what its contexts mean (world `metadata-context-rules`).
 #[cfg(not(target_arch = "wasm32"))]
 #[macro_export]
 macro_rules! export_contexts {
-    ($provider:ty) => {};
+    ($provider:ty $(, rules)?) => {};
 }

@@ -45,5 +45,7 @@ pub use format::{
     Placement, Repair, SlotRange, WritableFormat, WriteIntent, WriteKind,
 };
 pub use policy::{ConfigFiles, Decision, Narrowing, Peer, Policy, Request, Transport};
-pub use provider::{Alloc, AllocRun, Context, ContextProvider, Keep, NodeView, Span, Status};
+pub use provider::{
+    Alloc, AllocRun, Context, ContextProvider, ContextRules, Keep, NodeView, Rule, Span, Status,
+};
 pub use read::Reader;

@@ -131,3 +131,27 @@ pub trait ContextProvider: Sized {
         0
     }
 }
+
+/// What a context says, in terms of what the host knows of the node (`rules.wit`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// What is dirty in a bitmap.
+    Bitmap {
+        /// One that [`NodeView::bitmap_names`] has.
+        name: String,
+        /// The status of bytes whose granule is clean.
+        clean: u64,
+        /// The status of bytes whose granule is dirty.
+        dirty: u64,
+    },
+    /// The status is [`AllocRun::depth`].
+    AllocationDepth,
+}
+
+/// A provider that can say of its contexts what they mean, so that the host
+/// answers clients by itself. [`ContextProvider::block_status`] still does, for
+/// contexts without a rule and for older hosts.
+pub trait ContextRules: ContextProvider {
+    /// The rule of one of [`ContextProvider::contexts`]. Asked once.
+    fn rule(&mut self, context: &str) -> Result<Option<Rule>>;
+}

@@ -19,6 +19,7 @@ pub mod metacontext;
 pub mod node;
 mod range;
 pub mod remote;
+pub mod rule;
 #[doc(hidden)]
 pub mod trace;
 pub mod view;

@@ -5,10 +5,9 @@
 //! answer; who passes it on merges, cuts and bounds it (`export`'s `nbd/status.rs`).
 
 use std::fmt;
-use std::sync::Arc;
 
+use crate::ByteRange;
 use crate::node::NodeFuture;
-use crate::{ByteRange, Node};
 
 /// A run of bytes of which the same is to be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,44 +39,4 @@ pub trait ContextProvider: fmt::Debug + Send + Sync {
     /// # Errors
     /// The client's request fails with it.
     fn extents(&self, range: ByteRange, extents_max: usize) -> NodeFuture<'_, Vec<ContextExtent>>;
-}
-
-/// `qemu:allocation-depth`: how far down the backing chain the bytes are; 0: nowhere.
-#[derive(Debug)]
-pub struct AllocationDepth(Arc<Node>);
-
-impl AllocationDepth {
-    /// Of this node.
-    #[must_use]
-    pub const fn new(node: Arc<Node>) -> Self {
-        Self(node)
-    }
-}
-
-impl ContextProvider for AllocationDepth {
-    fn name(&self) -> &'static str {
-        "qemu:allocation-depth"
-    }
-
-    fn extents(&self, range: ByteRange, extents_max: usize) -> NodeFuture<'_, Vec<ContextExtent>> {
-        Box::pin(async move {
-            let mut extents: Vec<ContextExtent> = Vec::new();
-            let mut at = range.offset();
-            while at < range.end() {
-                let status = self.0.status(ByteRange::between(at, range.end())).await?;
-                at += status.len;
-                let flags = u64::from(status.depth);
-                let full = extents.len() == extents_max;
-                match extents.last_mut() {
-                    Some(last) if last.flags == flags => last.len += status.len,
-                    _ if full => break,
-                    _ => extents.push(ContextExtent {
-                        len: status.len,
-                        flags,
-                    }),
-                }
-            }
-            Ok(extents)
-        })
-    }
 }

@@ -8,7 +8,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::bitmap::DirtyBitmap;
+use crate::metacontext::ContextExtent;
 use crate::node::Kind;
+use crate::rule::{self, Rule};
 use crate::{ByteRange, Errno, Node};
 
 /// A view that may wait for metadata.
@@ -50,6 +52,15 @@ pub trait NodeView: Send + Sync {
     /// # Errors
     /// There is none of this name.
     fn bitmap_bits(&self, name: &str, range: ByteRange) -> Result<Vec<u8>, Errno>;
+
+    /// What follows from a rule for `range`, which is inside the node: extents without a gap from
+    /// its start, at most `extents_max` of them.
+    fn by_rule<'a>(
+        &'a self,
+        rule: &'a Rule,
+        range: ByteRange,
+        extents_max: usize,
+    ) -> Viewing<'a, Vec<ContextExtent>>;
 
     /// A number that stays while the answers to these questions do; none: nobody follows that.
     fn version(&self) -> Option<u64> {
@@ -165,6 +176,23 @@ impl NodeView for Sight {
             *last &= (1 << rest) - 1;
         }
         Ok(packed)
+    }
+
+    fn by_rule<'a>(
+        &'a self,
+        rule: &'a Rule,
+        range: ByteRange,
+        extents_max: usize,
+    ) -> Viewing<'a, Vec<ContextExtent>> {
+        match rule {
+            Rule::Bitmap { name, clean, dirty } => {
+                let bitmap = self.bitmap(name);
+                let flags = [*clean, *dirty];
+                let told = bitmap.map(|it| rule::dirty(&it.bits(), flags, range, extents_max));
+                Box::pin(std::future::ready(told))
+            }
+            Rule::AllocationDepth => Box::pin(rule::depths(&self.node, range, extents_max)),
+        }
     }
 
     /// Of the chain: which nodes there are, and what was done to each.

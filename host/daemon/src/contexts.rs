@@ -1,12 +1,11 @@
 //! Metadata contexts that plugins bring. Those that an operator asks for are opened before their
-//! export is added; those of QEMU's that are bundled, when a client asks first. A build without
-//! bundled plugins has them natively.
+//! export is added; those of QEMU's, which bundled plugins bring, when a client asks first.
 
 use std::sync::Arc;
 
 use outport_block::Node;
-use outport_block::bitmap::{DirtyBitmap, DirtyBitmapContext};
-use outport_block::metacontext::{AllocationDepth, ContextProvider};
+use outport_block::bitmap::DirtyBitmap;
+use outport_block::metacontext::ContextProvider;
 use outport_block::view::Sight;
 use outport_qmp::Error;
 use outport_qmp::types::block_export::{BlockExportBranch, BlockExportOptions};
@@ -49,36 +48,33 @@ pub(crate) async fn open(
 }
 
 /// `qemu:allocation-depth` of an export's node.
+///
+/// # Errors
+/// This build has no bundled plugins.
 pub(crate) fn allocation_depth(
     daemon: &Daemon,
     export: &str,
     node: &Arc<Node>,
-) -> Arc<dyn ContextProvider> {
-    let view = Sight::new(node.clone());
-    let context = bundled(
-        daemon,
-        "allocation-depth",
-        export,
-        "qemu:allocation-depth",
-        json!({}),
-        view,
-    );
-    context.unwrap_or_else(|| Arc::new(AllocationDepth::new(node.clone())))
+) -> Result<Arc<dyn ContextProvider>, Error> {
+    let (name, view) = ("qemu:allocation-depth", Sight::new(node.clone()));
+    bundled(daemon, "allocation-depth", export, name, json!({}), view)
 }
 
 /// `qemu:dirty-bitmap:NAME` of an export's node, with a bitmap of the node `of`.
+///
+/// # Errors
+/// This build has no bundled plugins.
 pub(crate) fn dirty_bitmap(
     daemon: &Daemon,
     export: &str,
     node: &Arc<Node>,
     of: &Arc<Node>,
     bitmap: &Arc<DirtyBitmap>,
-) -> Arc<dyn ContextProvider> {
+) -> Result<Arc<dyn ContextProvider>, Error> {
     let name = format!("qemu:dirty-bitmap:{}", bitmap.name());
     let options = json!({"bitmap": bitmap.name()});
     let view = Sight::with_bitmap(node.clone(), of.clone(), bitmap.clone());
-    let context = bundled(daemon, "dirty-bitmap", export, &name, options, view);
-    context.unwrap_or_else(|| Arc::new(DirtyBitmapContext::new(bitmap.clone())))
+    bundled(daemon, "dirty-bitmap", export, &name, options, view)
 }
 
 fn bundled(
@@ -88,8 +84,9 @@ fn bundled(
     name: &str,
     options: Value,
     view: Sight,
-) -> Option<Arc<dyn ContextProvider>> {
-    let factory = daemon.plugins.registry().ok()?.provider(plugin).ok()?;
+) -> Result<Arc<dyn ContextProvider>, Error> {
+    let factory = daemon.plugins.registry()?.provider(plugin);
+    let factory = factory.map_err(|error| Error::generic(error.to_string()))?;
     let context = factory.on_demand(export, name, options.to_string(), Arc::new(view));
-    Some(Arc::new(context))
+    Ok(Arc::new(context))
 }

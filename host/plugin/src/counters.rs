@@ -55,6 +55,7 @@ kinds!(
     Decide "decide",
     Reconfigure "reconfigure",
     Contexts "contexts",
+    RuleOf "rule-of",
     BlockStatus "block-status",
     Generation "generation",
 );

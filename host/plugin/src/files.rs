@@ -6,6 +6,8 @@ use std::pin::Pin;
 
 use outport_block::authz::ConfigFiles;
 use outport_block::format::FormatFiles;
+use outport_block::metacontext::ContextExtent;
+use outport_block::rule::Rule;
 use outport_block::view::{Allocation, NodeView, Viewing};
 use outport_block::{ByteRange, Errno};
 
@@ -71,5 +73,14 @@ impl NodeView for Nothing {
 
     fn bitmap_bits(&self, _name: &str, _range: ByteRange) -> Result<Vec<u8>, Errno> {
         Err(Errno::Access)
+    }
+
+    fn by_rule<'a>(
+        &'a self,
+        _rule: &'a Rule,
+        _range: ByteRange,
+        _extents_max: usize,
+    ) -> Viewing<'a, Vec<ContextExtent>> {
+        Box::pin(std::future::ready(Err(Errno::Access)))
     }
 }

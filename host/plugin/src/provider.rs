@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 use outport_block::format::{Fault, FormatError};
 use outport_block::metacontext::{ContextExtent, ContextProvider};
 use outport_block::node::NodeFuture;
+use outport_block::rule::Rule;
 use outport_block::view::NodeView;
 use outport_block::{ByteRange, Errno};
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::answers::{Answers, Holds, Validity};
 use crate::back_off::BackOff;
-use crate::bindings::{context, convert};
+use crate::bindings::{Malformed, context, convert};
 use crate::counters::CallKind;
 use crate::factory::{User, WasmFactory};
 use crate::fault;
@@ -48,27 +49,7 @@ impl WasmProviderFactory {
         self.open_as(id, options, view, None).await
     }
 
-    /// The context `name` of the host's own namespace, of an instance with these options that is
-    /// made when somebody asks first.
-    #[must_use]
-    pub fn on_demand(
-        self: &Arc<Self>,
-        id: &str,
-        name: &str,
-        options: String,
-        view: Arc<dyn NodeView>,
-    ) -> WasmContextOnDemand {
-        WasmContextOnDemand {
-            factory: Arc::clone(self),
-            export: id.to_owned(),
-            name: name.to_owned(),
-            options,
-            view,
-            opened: OnceCell::new(),
-        }
-    }
-
-    async fn open_as(
+    pub(crate) async fn open_as(
         self: &Arc<Self>,
         id: &str,
         options: &str,
@@ -97,6 +78,7 @@ impl WasmProviderFactory {
                 provider: provider.clone(),
                 name: offered.name,
                 wide: offered.wide,
+                rule: offered.rule,
                 answers: Answers::default(),
             })
         };
@@ -127,6 +109,8 @@ pub struct WasmContext {
     provider: Arc<Provider>,
     name: String,
     wide: bool,
+    /// The host answers by itself.
+    rule: Option<Rule>,
     answers: Answers,
 }
 
@@ -134,18 +118,67 @@ impl Provider {
     /// The first instance, and what it offers.
     async fn open(&self, asked_for: Option<&str>) -> Result<Vec<context::Offered>, FormatError> {
         let mut live = self.start().await?;
-        let guest = &live.guests;
+        let guest = &live.guests.provider;
         let answer = run!(live, Contexts, Queueing::NotNow, guest, call_contexts(""));
         let mut state = self.state.lock().await;
         let answer = settle(live, &mut state.live, CallKind::Contexts, answer)?;
         let listed = answer.map_err(convert::refused)?;
         let offered = context::offered(listed, CONTEXTS_MAX, asked_for);
-        offered.map_err(|what| fault::malformed(CallKind::Contexts.word(), what))
+        let mut offered =
+            offered.map_err(|what| fault::malformed(CallKind::Contexts.word(), what))?;
+        for context in &mut offered {
+            context.rule = self.rule(&mut state, context).await?;
+        }
+        if offered.iter().all(|context| context.rule.is_some()) {
+            // It said all that will be asked of it.
+            state.live = None;
+        }
+        Ok(offered)
+    }
+
+    async fn rule(
+        &self,
+        state: &mut State,
+        context: &context::Offered,
+    ) -> Result<Option<Rule>, FormatError> {
+        let mut live = self.take(state).await?;
+        let Some(guest) = &live.guests.rules else {
+            state.live = Some(live);
+            return Ok(None);
+        };
+        let name = &context.name;
+        let answer = run!(live, RuleOf, Queueing::NotNow, guest, call_rule_of(name));
+        let answer = settle(live, &mut state.live, CallKind::RuleOf, answer)?;
+        let rule = answer.map_err(convert::refused)?.map(context::rule);
+        self.check_rule(context, rule.as_ref())
+            .map_err(|what| fault::malformed(CallKind::RuleOf.word(), what))?;
+        Ok(rule)
+    }
+
+    fn check_rule(&self, of: &context::Offered, rule: Option<&Rule>) -> Result<(), Malformed> {
+        let Some(rule) = rule else {
+            return Ok(());
+        };
+        let name = &of.name;
+        if rule.is_wide() && !of.wide {
+            return Err(Malformed::answer(format!(
+                "The rule of '{name}' has a status of more than 32 bits"
+            )));
+        }
+        let Rule::Bitmap { name: bitmap, .. } = rule else {
+            return Ok(());
+        };
+        let shown = self.granted.view.bitmap_granularity(bitmap);
+        shown.map(drop).map_err(|_| {
+            Malformed::answer(format!(
+                "The rule of '{name}' is about a bitmap that is not there"
+            ))
+        })
     }
 
     async fn start(&self) -> Result<Box<Live<Providers>>, FormatError> {
         let mut live = Live::new(self.factory.plugin(), self.granted.clone()).await?;
-        let (guest, options) = (&live.guests, &self.options);
+        let (guest, options) = (&live.guests.provider, &self.options);
         let answer = run!(live, Open, Queueing::NotNow, guest, call_open(options));
         opened(live, answer)
     }
@@ -242,7 +275,7 @@ impl WasmContext {
         let mut live = self.provider.take(state).await?;
         let name = &self.name;
         if let Some((generation, extents)) = kept {
-            let guest = &live.guests;
+            let guest = &live.guests.provider;
             let answer = run!(
                 live,
                 Generation,
@@ -258,7 +291,7 @@ impl WasmContext {
         }
         // As it was before it was asked: what changes meanwhile ends the answer.
         let version = self.provider.granted.view.version();
-        let (guest, asked) = (&live.guests, convert::to_range(range));
+        let (guest, asked) = (&live.guests.provider, convert::to_range(range));
         // The caller asks again for what one answer does not hold.
         let spans_max = extents_max.min(VIEW_RUNS_MAX) as u32;
         let answer = run!(
@@ -298,7 +331,10 @@ impl ContextProvider for WasmContext {
     }
 
     fn extents(&self, range: ByteRange, extents_max: usize) -> NodeFuture<'_, Vec<ContextExtent>> {
-        Box::pin(self.ask(range, extents_max))
+        match &self.rule {
+            Some(rule) => self.provider.granted.view.by_rule(rule, range, extents_max),
+            None => Box::pin(self.ask(range, extents_max)),
+        }
     }
 }
 
@@ -307,55 +343,6 @@ impl fmt::Debug for WasmContext {
         f.debug_struct("WasmContext")
             .field("name", &self.name)
             .field("export", &self.provider.export)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A context whose instance is made when somebody asks first: most clients never do.
-pub struct WasmContextOnDemand {
-    factory: Arc<WasmProviderFactory>,
-    export: String,
-    name: String,
-    options: String,
-    view: Arc<dyn NodeView>,
-    opened: OnceCell<Arc<WasmContext>>,
-}
-
-impl WasmContextOnDemand {
-    async fn open(&self) -> Result<Arc<WasmContext>, Errno> {
-        let (factory, name) = (&self.factory, Some(self.name.as_str()));
-        let opened = factory.open_as(&self.export, &self.options, self.view.clone(), name);
-        let opened = opened.await.map_err(|error| {
-            tracing::warn!(export = self.export, context = self.name, %error, "no context");
-            error.errno()
-        })?;
-        let found = opened.into_iter().find(|it| it.name == self.name);
-        found.ok_or(Errno::Io)
-    }
-}
-
-impl ContextProvider for WasmContextOnDemand {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn is_offered(&self) -> bool {
-        self.opened.get().is_none_or(|context| context.is_offered())
-    }
-
-    fn extents(&self, range: ByteRange, extents_max: usize) -> NodeFuture<'_, Vec<ContextExtent>> {
-        Box::pin(async move {
-            let context = self.opened.get_or_try_init(|| self.open()).await?;
-            context.ask(range, extents_max).await
-        })
-    }
-}
-
-impl fmt::Debug for WasmContextOnDemand {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WasmContextOnDemand")
-            .field("name", &self.name)
-            .field("export", &self.export)
             .finish_non_exhaustive()
     }
 }

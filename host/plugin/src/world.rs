@@ -5,7 +5,8 @@ use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre};
 
 use crate::bindings::{
-    authz_policy, context_provider, format_bitmaps, format_create, format_reader, format_writer,
+    authz_policy, context_provider, context_rules, format_bitmaps, format_create, format_reader,
+    format_writer,
 };
 use crate::store::HostState;
 
@@ -102,21 +103,39 @@ impl World for Policies {
     }
 }
 
-/// A provider of metadata contexts.
-pub struct Providers(context_provider::GuestIndices);
+/// A provider of metadata contexts, and maybe their rules.
+pub struct Providers {
+    provider: context_provider::GuestIndices,
+    rules: Option<context_rules::GuestIndices>,
+}
+
+/// The functions of a provider.
+pub(crate) struct ProviderGuests {
+    pub(crate) provider: context_provider::Guest,
+    pub(crate) rules: Option<context_rules::Guest>,
+}
 
 impl World for Providers {
-    type Guests = context_provider::Guest;
+    type Guests = ProviderGuests;
 
     fn link(pre: &InstancePre<HostState>) -> wasmtime::Result<Self> {
-        context_provider::GuestIndices::new(pre).map(Self)
+        Ok(Self {
+            provider: context_provider::GuestIndices::new(pre)?,
+            rules: context_rules::GuestIndices::new(pre).ok(),
+        })
     }
 
     fn load(
         &self,
         store: &mut Store<HostState>,
         instance: &Instance,
-    ) -> wasmtime::Result<context_provider::Guest> {
-        self.0.load(store, instance)
+    ) -> wasmtime::Result<ProviderGuests> {
+        let provider = self.provider.load(&mut *store, instance)?;
+        let rules = self
+            .rules
+            .as_ref()
+            .map(|r| r.load(&mut *store, instance))
+            .transpose()?;
+        Ok(ProviderGuests { provider, rules })
     }
 }

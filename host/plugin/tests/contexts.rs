@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use outport_block::format::FaultKind;
 use outport_block::metacontext::{ContextExtent, ContextProvider as _};
+use outport_block::rule::Rule;
 use outport_block::view::{Allocation, NodeView, Viewing};
 use outport_block::{ByteRange, Errno};
 use outport_plugin::{Limits, PluginKind, User, WasmContext};
 use outport_test_guests::{self as guests, Guest, World};
 use support::{Host, run};
 
-/// A node of one MiB that has nothing to show.
+/// A node of one MiB that has nothing to show but a bitmap, all dirty.
 struct Plain;
 
 impl NodeView for Plain {
@@ -31,12 +32,28 @@ impl NodeView for Plain {
         Vec::new()
     }
 
-    fn bitmap_granularity(&self, _: &str) -> Result<u32, Errno> {
-        Err(Errno::NoEnt)
+    fn bitmap_granularity(&self, name: &str) -> Result<u32, Errno> {
+        (name == "b").then_some(512).ok_or(Errno::NoEnt)
     }
 
     fn bitmap_bits(&self, _: &str, _: ByteRange) -> Result<Vec<u8>, Errno> {
         Err(Errno::NoEnt)
+    }
+
+    fn by_rule<'a>(
+        &'a self,
+        rule: &'a Rule,
+        range: ByteRange,
+        _: usize,
+    ) -> Viewing<'a, Vec<ContextExtent>> {
+        let told = match rule {
+            Rule::Bitmap { dirty, .. } => Ok(vec![ContextExtent {
+                len: range.len(),
+                flags: *dirty,
+            }]),
+            Rule::AllocationDepth => Err(Errno::Io),
+        };
+        Box::pin(std::future::ready(told))
     }
 }
 
@@ -92,6 +109,45 @@ fn an_answer_is_kept_while_its_generation_stays() {
     let calls = host.registry.scrape().remove(0).calls;
     let count = |word: &str| calls.iter().find(|c| c.call.word() == word).unwrap().count;
     assert_eq!((count("block-status"), count("generation")), (2, 2));
+}
+
+#[test]
+fn a_context_with_a_rule_is_not_asked_about() {
+    let host = Host::new(&guests::context_rules());
+    run(async {
+        let context = host.context().await;
+        let told = context.extents(range(), 10).await.unwrap();
+        let (len, flags) = (range().len(), 3);
+        assert_eq!(told, [ContextExtent { len, flags }]);
+    });
+    let scraped = host.registry.scrape().remove(0);
+    let count = |word: &str| {
+        let calls = scraped.calls.iter();
+        calls
+            .filter(|c| c.call.word() == word)
+            .map(|c| c.count)
+            .sum::<u64>()
+    };
+    assert_eq!((count("rule-of"), count("block-status")), (1, 0));
+    assert_eq!(scraped.instances, 0, "it said all it had to say");
+}
+
+#[test]
+fn a_rule_that_cannot_be_is_refused_at_once() {
+    for (wasm, kind, said) in [
+        (
+            guests::rules_lie(),
+            FaultKind::BadAnswer,
+            "more than 32 bits",
+        ),
+        (guests::rules_trap(), FaultKind::Trap, "unreachable"),
+    ] {
+        let host = Host::new(&wasm);
+        let factory = host.registry.provider("p0").unwrap();
+        let error = run(factory.open("e", "{}", Arc::new(Plain))).unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+        assert_eq!(host.seen.lock().unwrap()[0].kind, kind);
+    }
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! `qemu:allocation-depth`: how far down the backing chain the bytes are. Status 0: nowhere; 1: in
-//! the image itself; more: in that many images further down.
+//! the image itself; more: in that many images further down. The host works it out by itself, from
+//! the rule; one that does not know rules asks for every range.
 
 #![forbid(unsafe_code)]
 
 use outport_sdk::{
-    ByteRange, Context, ContextProvider, Info, Keep, NodeView, Result, Span, Status,
+    ByteRange, Context, ContextProvider, ContextRules, Info, Keep, NodeView, Result, Rule, Span,
+    Status,
 };
 
 /// The only context.
@@ -72,8 +74,14 @@ impl ContextProvider for AllocationDepth {
     }
 }
 
+impl ContextRules for AllocationDepth {
+    fn rule(&mut self, _context: &str) -> Result<Option<Rule>> {
+        Ok(Some(Rule::AllocationDepth))
+    }
+}
+
 #[cfg(target_arch = "wasm32")]
-outport_sdk::export_contexts!(AllocationDepth);
+outport_sdk::export_contexts!(AllocationDepth, rules);
 
 #[cfg(test)]
 mod tests {

@@ -1,12 +1,14 @@
 //! `qemu:dirty-bitmap:NAME`: what was written since a bitmap was clear. Status 1: dirty.
 //!
-//! Bits come from the host in pieces that grow while they yield few spans, so that a sparse
+//! The host works it out by itself, from the rule. One that does not know rules asks for every
+//! range: then bits come from the host in pieces that grow while they yield few spans, so that a sparse
 //! bitmap costs few calls and a dense one no more bits than there is room for.
 
 #![forbid(unsafe_code)]
 
 use outport_sdk::{
-    ByteRange, Context, ContextProvider, Error, Info, Keep, NodeView, Result, Span, Status,
+    ByteRange, Context, ContextProvider, ContextRules, Error, Info, Keep, NodeView, Result, Rule,
+    Span, Status,
 };
 use serde::Deserialize;
 
@@ -152,8 +154,18 @@ impl ContextProvider for DirtyBitmap {
     }
 }
 
+impl ContextRules for DirtyBitmap {
+    fn rule(&mut self, _context: &str) -> Result<Option<Rule>> {
+        Ok(Some(Rule::Bitmap {
+            name: self.bitmap.clone(),
+            clean: 0,
+            dirty: DIRTY,
+        }))
+    }
+}
+
 #[cfg(target_arch = "wasm32")]
-outport_sdk::export_contexts!(DirtyBitmap);
+outport_sdk::export_contexts!(DirtyBitmap, rules);
 
 #[cfg(test)]
 mod tests {

@@ -1,21 +1,23 @@
-//! A provider of metadata contexts as a component (world `metadata-context`).
+//! A provider of metadata contexts as a component (worlds `metadata-context`,
+//! `metadata-context-rules`).
 
 #![forbid(unsafe_code)]
 
 use super::bindings::about::outport::plugin::{log, types};
 use super::bindings::provider::exports::outport::plugin::context_provider as wit;
 use super::bindings::provider::outport::plugin::node_view;
+use super::bindings::rules::exports::outport::plugin::context_rules;
 use super::export::About;
 use super::image::{Instance, enter, keep, with};
 use crate::{
-    Alloc, AllocRun, ByteRange, ContextProvider, Info, Keep, LogLevel, NodeView, Result, Span,
-    Status,
+    Alloc, AllocRun, ByteRange, ContextProvider, ContextRules, Info, Keep, LogLevel, NodeView,
+    Result, Rule, Span, Status,
 };
 use std::marker::PhantomData;
 
 type Answer<T> = std::result::Result<T, types::Error>;
 
-/// World `metadata-context`.
+/// World `metadata-context`, and `metadata-context-rules`.
 #[derive(Debug)]
 pub struct Describer<T>(PhantomData<T>);
 
@@ -98,6 +100,24 @@ impl<T: ContextProvider + Instance> wit::Guest for Describer<T> {
 
     fn generation(context: String) -> u64 {
         with(|provider: &mut T| Ok(provider.generation(&context))).unwrap_or_default()
+    }
+}
+
+impl<T: ContextRules + Instance> context_rules::Guest for Describer<T> {
+    fn rule_of(context: String) -> Answer<Option<context_rules::Rule>> {
+        let rule = with(|provider: &mut T| provider.rule(&context))?;
+        Ok(rule.map(Into::into))
+    }
+}
+
+impl From<Rule> for context_rules::Rule {
+    fn from(rule: Rule) -> Self {
+        match rule {
+            Rule::Bitmap { name, clean, dirty } => {
+                Self::Bitmap(context_rules::BitmapRule { name, clean, dirty })
+            }
+            Rule::AllocationDepth => Self::AllocationDepth,
+        }
     }
 }
 

@@ -24,6 +24,9 @@ pub const ALL: &[Named] = &[
     ("obeys", obeys),
     ("describes", describes),
     ("remembers", remembers),
+    ("context-rules", context_rules),
+    ("rules-lie", rules_lie),
+    ("rules-trap", rules_trap),
     ("context-traps", context_traps),
     ("context-spins", context_spins),
     ("context-lies", context_lies),
@@ -263,6 +266,26 @@ pub fn remembers() -> Vec<u8> {
              (i64.store (i32.const 664) (i64.const 7))
              (i32.const 640)",
         )
+        .component()
+}
+
+/// A provider whose context is what is dirty in the bitmap `b`: status 3.
+pub fn context_rules() -> Vec<u8> {
+    Guest::new(World::ContextRules, "context-rules").component()
+}
+
+/// A provider whose rule has a status that its context cannot have.
+pub fn rules_lie() -> Vec<u8> {
+    let body = "(i64.store (i32.const 744) (i64.const 0x100000000)) (i32.const 704)";
+    Guest::new(World::ContextRules, "rules-lie")
+        .body("rule-of", body)
+        .component()
+}
+
+/// A provider that traps when it is asked for a rule.
+pub fn rules_trap() -> Vec<u8> {
+    Guest::new(World::ContextRules, "rules-trap")
+        .body("rule-of", "unreachable")
         .component()
 }
 

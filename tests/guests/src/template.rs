@@ -24,6 +24,8 @@ pub enum World {
     Authz,
     /// Provider of metadata contexts.
     Context,
+    /// Provider that also says what its contexts mean.
+    ContextRules,
 }
 
 impl World {
@@ -34,6 +36,7 @@ impl World {
             Self::FormatFull => "format-full",
             Self::Authz => "authz",
             Self::Context => "metadata-context",
+            Self::ContextRules => "metadata-context-rules",
         }
     }
 }
@@ -225,6 +228,13 @@ const PROVIDER: &[Export] = &[
     ),
 ];
 
+const RULES: &[Export] = &[export(
+    "context-rules",
+    "rule-of",
+    "(param i32 i32) (result i32)",
+    "i32.const 704",
+)];
+
 const LOG_IMPORT: &str = r#"
   (import "outport:plugin/log@0.1.0" "log" (func $log (param i32 i32 i32)))
 "#;
@@ -341,6 +351,7 @@ impl Guest {
             World::FormatFull => (&[READER, WRITER, CREATE], &[IMPORTS, TXN_IMPORTS]),
             World::Authz => (&[POLICY], &[POLICY_IMPORTS]),
             World::Context => (&[PROVIDER], &[]),
+            World::ContextRules => (&[PROVIDER, RULES], &[]),
         };
         let exports: Vec<&Export> = exports.iter().copied().flatten().collect();
         let imports = [LOG_IMPORT]
@@ -422,6 +433,10 @@ impl Guest {
         put32(&mut m, 652, 1);
         put64(&mut m, 672, 1 << 40);
         put64(&mut m, 680, 5);
+        // 704: ok(some(bitmap)): of the bitmap `b`; clean is 0, dirty is 3.
+        m[712] = 1;
+        string(&mut m, 728, "b");
+        put64(&mut m, 744, 3);
         let mut text = String::from("(data (i32.const 0) \"");
         for b in m {
             let _ = write!(text, "\\{b:02x}");

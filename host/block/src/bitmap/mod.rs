@@ -12,7 +12,6 @@
 //! both. Rules of use (busy, inconsistent) are the commands' affair.
 
 mod bits;
-mod context;
 mod set;
 #[cfg(test)]
 mod tests;
@@ -23,7 +22,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 
 pub use bits::Bits;
-pub use context::DirtyBitmapContext;
 pub(crate) use set::Mark;
 pub use set::NodeBitmaps;
 

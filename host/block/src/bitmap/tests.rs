@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::ByteRange;
-use crate::metacontext::ContextProvider;
+use crate::node::{Kind, Node};
+use crate::rule::Rule;
+use crate::view::{NodeView, Sight};
+use crate::{ByteRange, Errno};
 
 const KIB: u64 = 1024;
 
@@ -173,16 +175,31 @@ fn no_write_falls_between_two_bitmaps() {
 }
 
 #[tokio::test]
-async fn a_context_tells_runs_within_its_budget() {
-    let (bitmaps, bitmap) = node_bitmaps(1024 * KIB);
+async fn a_rule_tells_runs_within_its_budget() {
+    let null = Kind::Null {
+        size: AtomicU64::new(1024 * KIB),
+        zeroes: true,
+    };
+    let node = Node::new("n", "null-co", false, null);
+    let bitmap = DirtyBitmap::new("b", 512, 1024 * KIB, true).unwrap();
+    let bitmaps = node.bitmaps();
+    bitmaps.insert(bitmap);
+    bitmaps.publish();
     for at in 0..10 {
         bitmaps.mark(between(at * 4 * KIB, at * 4 * KIB + 1));
     }
-    let context = DirtyBitmapContext::new(bitmap);
-    assert_eq!(context.name(), "qemu:dirty-bitmap:b");
+    let sight = Sight::new(node.clone());
+    let rule = |name: &str| Rule::Bitmap {
+        name: name.to_owned(),
+        clean: 7,
+        dirty: 1,
+    };
+    let (found, missing) = (rule("b"), rule("x"));
     let all = between(0, 1024 * KIB);
-    let some = context.extents(all, 3).await.unwrap();
+    let some = sight.by_rule(&found, all, 3).await.unwrap();
     let told: Vec<_> = some.iter().map(|it| (it.len, it.flags)).collect();
-    assert_eq!(told, [(512, 1), (7 * 512, 0), (512, 1)]);
-    assert_eq!(context.extents(all, 1000).await.unwrap().len(), 20);
+    assert_eq!(told, [(512, 1), (7 * 512, 7), (512, 1)]);
+    assert_eq!(sight.by_rule(&found, all, 1000).await.unwrap().len(), 20);
+    let refused = sight.by_rule(&missing, all, 1).await;
+    assert_eq!(refused.unwrap_err(), Errno::NoEnt);
 }

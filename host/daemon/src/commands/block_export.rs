@@ -341,11 +341,11 @@ fn all_contexts(
     if nbd.allocation_depth == Some(true) {
         offered.push(ExportContext {
             id: 1,
-            provider: contexts::allocation_depth(daemon, id, node),
+            provider: contexts::allocation_depth(daemon, id, node)?,
         });
     }
     for (number, (of, bitmap)) in (2..).zip(&bitmaps) {
-        let provider = contexts::dirty_bitmap(daemon, id, node, of, bitmap);
+        let provider = contexts::dirty_bitmap(daemon, id, node, of, bitmap)?;
         offered.push(ExportContext {
             id: number,
             provider,

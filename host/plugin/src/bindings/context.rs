@@ -2,9 +2,11 @@
 
 use outport_block::ByteRange;
 use outport_block::metacontext::ContextExtent;
+use outport_block::rule::Rule;
 
 use super::Malformed;
 use super::context_provider::{CachePolicy, Context, Status};
+use super::context_rules;
 use crate::answers::Validity;
 use crate::limits::{NAME_BYTES_MAX, VIEW_RUNS_MAX};
 
@@ -16,6 +18,8 @@ const RESERVED: [&str; 2] = ["base", "qemu"];
 pub(crate) struct Offered {
     pub(crate) name: String,
     pub(crate) wide: bool,
+    /// Said by a call of its own.
+    pub(crate) rule: Option<Rule>,
 }
 
 /// The contexts of a provider: each once, each in a namespace of its own, but for the one of the
@@ -52,9 +56,22 @@ pub(crate) fn offered(
         offered.push(Offered {
             name,
             wide: context.flags_are_64bit,
+            rule: None,
         });
     }
     Ok(offered)
+}
+
+/// A rule in the host's words.
+pub(crate) fn rule(rule: context_rules::Rule) -> Rule {
+    match rule {
+        context_rules::Rule::Bitmap(it) => Rule::Bitmap {
+            name: it.name,
+            clean: it.clean,
+            dirty: it.dirty,
+        },
+        context_rules::Rule::AllocationDepth => Rule::AllocationDepth,
+    }
 }
 
 /// A block status: at least one span, none empty, no more than asked for, without overflow.

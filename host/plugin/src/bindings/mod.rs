@@ -39,7 +39,7 @@ mod generated {
             world all {
                 include outport:plugin/format-full-bitmaps@0.1.0;
                 include outport:plugin/authz@0.1.0;
-                include outport:plugin/metadata-context@0.1.0;
+                include outport:plugin/metadata-context-rules@0.1.0;
             }
         ",
         world: "outport:host/all",
@@ -52,8 +52,8 @@ mod generated {
 }
 
 pub(crate) use generated::exports::outport::plugin::{
-    authz_policy, context_provider, format_bitmaps, format_create, format_reader, format_writer,
-    meta,
+    authz_policy, context_provider, context_rules, format_bitmaps, format_create, format_reader,
+    format_writer, meta,
 };
 pub(crate) use generated::outport::plugin::{extents, types};
 
