@@ -7,6 +7,13 @@ use crate::bitmap::Bits;
 use crate::metacontext::ContextExtent;
 use crate::{ByteRange, Errno, Node};
 
+/// Room for the extents of a fine-grained bitmap, of which the front-end asks for so many at once.
+const EXTENTS_AT_FIRST: usize = 4 << 10;
+
+/// Looks at a node's ranges, each a call to the kernel at worst, before other tasks of the iothread
+/// get their turn.
+const LOOKS_MAX: usize = 256;
+
 /// What the status of a range is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rule {
@@ -41,7 +48,7 @@ pub(crate) fn dirty(
     range: ByteRange,
     extents_max: usize,
 ) -> Vec<ContextExtent> {
-    let mut extents = Vec::new();
+    let mut extents = Vec::with_capacity(extents_max.min(EXTENTS_AT_FIRST));
     bits.runs(range, |len, is_dirty| {
         let flags = if is_dirty { dirty } else { clean };
         extents.push(ContextExtent { len, flags });
@@ -57,7 +64,7 @@ pub(crate) async fn depths(
     extents_max: usize,
 ) -> Result<Vec<ContextExtent>, Errno> {
     let mut extents: Vec<ContextExtent> = Vec::new();
-    let mut at = range.offset();
+    let (mut at, mut looks) = (range.offset(), 0);
     while at < range.end() {
         let status = node.status(ByteRange::between(at, range.end())).await?;
         at += status.len;
@@ -70,6 +77,10 @@ pub(crate) async fn depths(
                 len: status.len,
                 flags,
             }),
+        }
+        looks += 1;
+        if looks % LOOKS_MAX == 0 {
+            tokio::task::yield_now().await;
         }
     }
     Ok(extents)

@@ -224,6 +224,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_write_or_a_bitmap_s_change_makes_another_version() {
+        let null = Kind::Null {
+            size: AtomicU64::new(1 << 20),
+            zeroes: true,
+        };
+        let node = Node::new("n", "null-co", false, null);
+        let sight = Sight::new(node.clone());
+        let mut seen = vec![sight.version().unwrap()];
+        assert_ne!(
+            sight.version().unwrap(),
+            seen[0],
+            "writes count from now on"
+        );
+        let mut next = || {
+            let version = sight.version().unwrap();
+            assert_eq!(sight.version().unwrap(), version);
+            assert!(!seen.contains(&version), "{seen:?}");
+            seen.push(version);
+        };
+        next();
+        node.bitmaps().mark(ByteRange::between(0, 512));
+        next();
+        node.bitmaps().publish();
+        next();
+    }
+
+    #[test]
     fn bits_begin_at_the_granule_of_the_range_s_start() {
         let null = Kind::Null {
             size: AtomicU64::new(1 << 20),

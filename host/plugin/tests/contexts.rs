@@ -5,6 +5,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use outport_block::format::FaultKind;
@@ -16,8 +17,9 @@ use outport_plugin::{Limits, PluginKind, User, WasmContext};
 use outport_test_guests::{self as guests, Guest, World};
 use support::{Host, run};
 
-/// A node of one MiB that has nothing to show but a bitmap, all dirty.
-struct Plain;
+/// A node of one MiB that has nothing to show but a bitmap, all dirty; and its version, 0: unknown.
+#[derive(Default)]
+struct Plain(AtomicU64);
 
 impl NodeView for Plain {
     fn size(&self) -> u64 {
@@ -55,6 +57,10 @@ impl NodeView for Plain {
         };
         Box::pin(std::future::ready(told))
     }
+
+    fn version(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|version| *version > 0)
+    }
 }
 
 fn host(wasm: &[u8]) -> Host {
@@ -69,8 +75,12 @@ fn host(wasm: &[u8]) -> Host {
 
 /// Its only context.
 async fn context(host: &Host) -> Arc<WasmContext> {
+    context_of(host, Arc::new(Plain::default())).await
+}
+
+async fn context_of(host: &Host, node: Arc<Plain>) -> Arc<WasmContext> {
     let factory = host.registry.provider("p0").unwrap();
-    let mut contexts = factory.open("e", "{}", Arc::new(Plain)).await.unwrap();
+    let mut contexts = factory.open("e", "{}", node).await.unwrap();
     assert_eq!(contexts.len(), 1);
     contexts.remove(0)
 }
@@ -112,10 +122,27 @@ fn an_answer_is_kept_while_its_generation_stays() {
 }
 
 #[test]
+fn an_answer_that_holds_until_a_write_is_kept_while_writes_are_counted() {
+    let host = host(&guests::holds_until_write());
+    let node = Arc::new(Plain::default());
+    let asked = run(async {
+        let context = context_of(&host, node.clone()).await;
+        let mut asked = Vec::new();
+        // Nobody counts; then somebody does, and there are writes after the second question.
+        for version in [0, 0, 7, 7, 8, 8] {
+            node.0.store(version, Ordering::Relaxed);
+            asked.push(context.extents(range(), 10).await.unwrap()[0].flags);
+        }
+        asked
+    });
+    assert_eq!(asked, [6, 7, 8, 8, 9, 9]);
+}
+
+#[test]
 fn a_context_with_a_rule_is_not_asked_about() {
-    let host = Host::new(&guests::context_rules());
+    let host = host(&guests::context_rules());
     run(async {
-        let context = host.context().await;
+        let context = context(&host).await;
         let told = context.extents(range(), 10).await.unwrap();
         let (len, flags) = (range().len(), 3);
         assert_eq!(told, [ContextExtent { len, flags }]);
@@ -142,9 +169,9 @@ fn a_rule_that_cannot_be_is_refused_at_once() {
         ),
         (guests::rules_trap(), FaultKind::Trap, "unreachable"),
     ] {
-        let host = Host::new(&wasm);
+        let host = host(&wasm);
         let factory = host.registry.provider("p0").unwrap();
-        let error = run(factory.open("e", "{}", Arc::new(Plain))).unwrap_err();
+        let error = run(factory.open("e", "{}", Arc::new(Plain::default()))).unwrap_err();
         assert!(error.to_string().contains(said), "{error}");
         assert_eq!(host.seen.lock().unwrap()[0].kind, kind);
     }
@@ -227,7 +254,10 @@ fn contexts_of_others_are_not_brought() {
     let host = host(&steals);
     run(async {
         let factory = host.registry.provider("steals").unwrap();
-        let refused = factory.open("e", "{}", Arc::new(Plain)).await.unwrap_err();
+        let refused = factory
+            .open("e", "{}", Arc::new(Plain::default()))
+            .await
+            .unwrap_err();
         let said = refused.to_string();
         assert!(said.contains("is not a plugin's"), "{said}");
         assert_eq!(host.seen.lock().unwrap().len(), 1);

@@ -1,8 +1,8 @@
 //! `qemu:dirty-bitmap:NAME`: what was written since a bitmap was clear. Status 1: dirty.
 //!
 //! The host works it out by itself, from the rule. One that does not know rules asks for every
-//! range: then bits come from the host in pieces that grow while they yield few spans, so that a sparse
-//! bitmap costs few calls and a dense one no more bits than there is room for.
+//! range: then bits come from the host in pieces that grow while they yield few spans, so that a
+//! sparse bitmap costs few calls and a dense one no more bits than there is room for.
 
 #![forbid(unsafe_code)]
 

@@ -24,6 +24,7 @@ pub const ALL: &[Named] = &[
     ("obeys", obeys),
     ("describes", describes),
     ("remembers", remembers),
+    ("holds-until-write", holds_until_write),
     ("context-rules", context_rules),
     ("rules-lie", rules_lie),
     ("rules-trap", rules_trap),
@@ -264,6 +265,18 @@ pub fn remembers() -> Vec<u8> {
             "(i64.store (i32.const 680) (i64.add (i64.load (i32.const 680)) (i64.const 1)))
              (i32.store8 (i32.const 656) (i32.const 2))
              (i64.store (i32.const 664) (i64.const 7))
+             (i32.const 640)",
+        )
+        .component()
+}
+
+/// A provider that says how often it was asked; its answers hold until the node is written to.
+pub fn holds_until_write() -> Vec<u8> {
+    provider("holds-until-write")
+        .body(
+            "block-status",
+            "(i64.store (i32.const 680) (i64.add (i64.load (i32.const 680)) (i64.const 1)))
+             (i32.store8 (i32.const 656) (i32.const 1))
              (i32.const 640)",
         )
         .component()

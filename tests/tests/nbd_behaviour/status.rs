@@ -1,7 +1,11 @@
 //! Block status: one chunk per context, nonzero lengths, only the last extent may overrun.
 
+use std::io::Write as _;
+
 use outport_tests::nbd::wire::{cmd, cmd_flag, errno, opt};
 use outport_tests::nbd::{Client, Extents};
+use outport_tests::{Daemon, TempImage};
+use serde_json::json;
 
 use super::{Disk, MIB};
 
@@ -151,4 +155,63 @@ fn status_follows_writes_and_discards() {
     );
     let contexts = client.block_status(0, at, len as u32).unwrap().unwrap();
     lawful(&contexts, len as u32);
+}
+
+/// A map of every other block, asked for thousands of times by a client that reads no answer: what
+/// is kept for it has an end, and others are served meanwhile.
+#[test]
+fn thousands_of_maps_are_not_kept() {
+    const LEN: u64 = 128 << 20;
+    const ASKED: usize = 4000;
+    let mut disk = Disk {
+        daemon: Daemon::start(),
+        image: TempImage::zeroes(LEN),
+        content: Vec::new(),
+    };
+    if disk.is_qsd() {
+        // QEMU serves sixteen requests of a client at a time, and reads no more.
+        return;
+    }
+    disk.daemon.add_node("disk", &disk.image);
+    let bitmap = json!({"node": "disk", "name": "b", "granularity": 4096});
+    disk.daemon.qmp.ok("block-dirty-bitmap-add", bitmap);
+    let offered = json!({"writable": true, "bitmaps": ["b"]});
+    disk.daemon.add_export_with("disk", offered);
+    let mut other = disk.daemon.client("disk");
+    for at in (0..LEN).step_by(8192) {
+        other.write(at, &[1; 4096]).unwrap().unwrap();
+    }
+    let mut haggle = disk.daemon.haggle();
+    haggle.structured_replies().unwrap();
+    let dirty = ["qemu:dirty-bitmap:b"];
+    let set = haggle.meta_contexts(opt::SET_META_CONTEXT, "disk", &dirty);
+    assert_eq!(set.unwrap().len(), 1);
+    let mut greedy = haggle.go("disk").unwrap();
+    let request = |_| greedy.request(0, cmd::BLOCK_STATUS, 0, LEN as u32).bytes();
+    let requests: Vec<u8> = (0..ASKED).flat_map(request).collect();
+    greedy.socket().set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    let most = |sent: &usize| *sent > requests.len() / 2;
+    outport_tests::eventually("most requests are taken", || {
+        if let Ok(some) = greedy.socket().write(&requests[sent..]) {
+            sent += some;
+        }
+        most(&sent).then_some(())
+    });
+    let bounded = || {
+        let rss = disk.daemon.stats().rss_kib;
+        assert!(rss < 300 << 10, "{rss} KiB");
+    };
+    for at in 0..200 {
+        other.read(at * 8192, 4096).unwrap().unwrap();
+        bounded();
+    }
+    // Its answers come as it reads.
+    greedy.socket().set_nonblocking(false).unwrap();
+    for _ in 0..100 {
+        let chunks = greedy.chunks().expect("they were kept for it");
+        assert_eq!(chunks.len(), 1);
+        assert_eq!(chunks[0].data.len(), 4 + 8 * (LEN / 4096) as usize);
+    }
+    bounded();
 }

@@ -246,16 +246,14 @@ impl Bits {
         }
         let (mut from, mut at) = (range.offset(), range.offset() >> self.shift);
         let end = ((range.end() - 1) >> self.shift) + 1;
-        let mut dirty = self.word(at / 64) >> (at % 64) & 1 == 1;
-        while at < end {
-            if !dirty && self.is_blank((at / LEAF_BITS) as usize) {
-                at = (at / LEAF_BITS + 1) * LEAF_BITS;
-                continue;
-            }
-            let word = self.word(at / 64);
-            let mut other = if dirty { !word } else { word } & (u64::MAX << (at % 64));
-            while other != 0 {
-                let bit = at / 64 * 64 + u64::from(other.trailing_zeros());
+        // Each word is read once: others may set bits meanwhile.
+        let word = self.word(at / 64);
+        let mut dirty = word >> (at % 64) & 1 == 1;
+        // Where a bit is another one than the bit before it, from the second bit on.
+        let mut edges = (word ^ word << 1) & (u64::MAX << (at % 64)) & !(1 << (at % 64));
+        loop {
+            while edges != 0 {
+                let bit = at / 64 * 64 + u64::from(edges.trailing_zeros());
                 if bit >= end {
                     break;
                 }
@@ -264,9 +262,17 @@ impl Bits {
                     return;
                 }
                 (from, dirty) = (here, !dirty);
-                other = !other & (u64::MAX << (bit % 64));
+                edges &= edges - 1;
             }
             at = (at / 64 + 1) * 64;
+            while at < end && !dirty && self.is_blank((at / LEAF_BITS) as usize) {
+                at = (at / LEAF_BITS + 1) * LEAF_BITS;
+            }
+            if at >= end {
+                break;
+            }
+            let word = self.word(at / 64);
+            edges = word ^ (word << 1 | u64::from(dirty));
         }
         more(range.end() - from, dirty);
     }

@@ -25,7 +25,7 @@ use std::time::Instant;
 
 use rustix::io::Errno as SysErrno;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::out::{Out, Sent};
 use super::serve::{self, Reply};
@@ -90,7 +90,10 @@ pub(super) struct Shared {
     pub(super) replies: RefCell<Vec<Reply>>,
     pub(super) ready: Notify,
     pub(super) in_flight: Cell<usize>,
+    /// Payload that waits, replies included that are not in the send queue yet.
     pub(super) bytes: Cell<u64>,
+    /// Turns of block status requests.
+    pub(super) status_turns: Semaphore,
 }
 
 /// Why it ended, for the log.
@@ -162,6 +165,7 @@ pub(super) async fn run(handover: Handover) {
         ready: Notify::new(),
         in_flight: Cell::new(0),
         bytes: Cell::new(0),
+        status_turns: Semaphore::new(serve::STATUS_AT_ONCE),
     });
     let mut connection = Connection {
         stream: Stream::resume(fd, tls),
@@ -363,7 +367,7 @@ impl Connection {
     fn take_replies(&mut self) {
         let mut replies = self.shared.replies.borrow_mut();
         for reply in replies.drain(..) {
-            reply.queue(&mut self.out);
+            reply.queue(&self.shared, &mut self.out);
         }
     }
 

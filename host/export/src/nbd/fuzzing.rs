@@ -9,7 +9,7 @@ use super::haggle::{Config, Haggle, Step, TlsMode};
 use super::limits::{OPTION_DATA_MAX, SWALLOW_MAX};
 use super::reply::ReplyMode;
 use super::session::{Checked, Operation, Reject, Session};
-use super::status::StatusExtents;
+use super::status::{StatusAsked, StatusExtents};
 use super::wire::{Command, Request};
 
 /// Largest answer to one option: a few exports and contexts, or padding.
@@ -179,10 +179,16 @@ fn perform(
             }
         }
         Operation::BlockStatus { one, contexts } => {
-            let mut status = StatusExtents::new(one, length, SIZE - offset, contexts.count());
+            let asked = StatusAsked {
+                one,
+                requested: length,
+                available: SIZE - offset,
+                contexts: contexts.count(),
+            };
             let mut left = contexts.count();
             assert!(left > 0 && length > 0);
             for context in session.contexts_in(contexts) {
+                let mut status = StatusExtents::begin(to, context.id, asked, out);
                 let step = u64::from(context.id) * 65_536 + offset % 4096;
                 for n in 0..16 {
                     if !status.push(step * n, n / 2) {
@@ -190,7 +196,7 @@ fn perform(
                     }
                 }
                 left -= 1;
-                status.finish(&to, context.id, left == 0, out);
+                status.finish(left == 0);
             }
             assert_eq!(left, 0);
         }

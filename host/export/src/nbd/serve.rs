@@ -17,7 +17,7 @@ use super::connection::Shared;
 use super::out::Out;
 use super::reply::{ReplyMode, ReplyTo};
 use super::session::{Checked, Operation};
-use super::status::StatusExtents;
+use super::status::{StatusAsked, StatusExtents};
 use super::wire::Request;
 use crate::export::Export;
 use crate::pool;
@@ -44,8 +44,14 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// Put it into the send queue.
-    pub(super) fn queue(self, out: &mut Out) {
+    /// Bytes that it keeps until it is sent.
+    fn len(&self) -> u64 {
+        (self.head.len() + self.payload.as_ref().map_or(0, Buf::len)) as u64
+    }
+
+    /// Put it into the send queue, which counts it from now on.
+    pub(super) fn queue(self, shared: &Shared, out: &mut Out) {
+        shared.bytes.set(shared.bytes.get() - self.len());
         out.written(self.head);
         if let Some(payload) = self.payload {
             out.payload(payload);
@@ -55,7 +61,15 @@ impl Reply {
 
 /// Extents that a context is asked for at once: they stay in the processor's cache until they are
 /// in the reply.
-const EXTENTS_AT_ONCE: usize = 16 << 10;
+const EXTENTS_AT_ONCE: usize = 4 << 10;
+
+/// Looks at a node's ranges, each a call to the kernel at worst, before other tasks of the iothread
+/// get their turn.
+const LOOKS_MAX: usize = 256;
+
+/// Block status requests of a connection that are being answered; the others wait in turn. One that
+/// asks for all of a large image keeps a thread busy, and a client may ask for thousands.
+pub(super) const STATUS_AT_ONCE: usize = 4;
 
 /// A request without payload.
 pub(super) fn request(shared: &Rc<Shared>, request: &Request, checked: Checked, out: &mut Out) {
@@ -298,18 +312,27 @@ fn status(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange) 
         Operation::BlockStatus { one, contexts } => (one, contexts),
         _ => return,
     };
-    let task = Task::begin(shared, 0, checked.operation);
+    let size = shared.user.export().node().size();
+    let asked = StatusAsked {
+        one,
+        requested: range.len(),
+        available: size.saturating_sub(range.offset()),
+        contexts: mask.count(),
+    };
+    let task = Task::begin(shared, asked.reply_max(), checked.operation);
     tokio::task::spawn_local(async move {
+        let Ok(_turn) = task.0.status_turns.acquire().await else {
+            return;
+        };
         let mut head = Vec::new();
         let export = task.0.user.export();
-        let available = export.node().size().saturating_sub(range.offset());
         let ids: Vec<u32> = task.0.session.contexts_in(mask).map(|c| c.id).collect();
         for (n, id) in ids.iter().enumerate() {
-            let mut extents = StatusExtents::new(one, range.len(), available, mask.count());
+            let mut extents = StatusExtents::begin(to, *id, asked, &mut head);
             if let Err(e) = describe(export, *id, range, &mut extents).await {
                 return task.error(to, checked.operation, e);
             }
-            extents.finish(&to, *id, n + 1 == ids.len(), &mut head);
+            extents.finish(n + 1 == ids.len());
         }
         task.reply(Reply {
             head,
@@ -323,15 +346,16 @@ async fn describe(
     export: &Export,
     id: u32,
     range: ByteRange,
-    extents: &mut StatusExtents,
+    extents: &mut StatusExtents<'_>,
 ) -> Result<(), Errno> {
     let node = export.node();
-    let rest = |extents: &StatusExtents, end| {
+    let rest = |extents: &StatusExtents<'_>, end| {
         let at = range.offset() + extents.covered();
         Some(ByteRange::between(at, end)).filter(|rest| !rest.is_empty())
     };
     let mut offered = export.options().contexts.iter();
     let Some(context) = offered.find(|context| context.id == id) else {
+        let mut looks = 0;
         // Look past the end of the request: the last extent may, too.
         while let Some(rest) = rest(extents, node.size()) {
             let status = node.status(rest).await?;
@@ -340,6 +364,10 @@ async fn describe(
             if !extents.push(status.len, hole | zero) {
                 break;
             }
+            looks += 1;
+            if looks % LOOKS_MAX == 0 {
+                tokio::task::yield_now().await;
+            }
         }
         return Ok(());
     };
@@ -347,11 +375,12 @@ async fn describe(
         let before = extents.covered();
         let room = extents.room().min(EXTENTS_AT_ONCE);
         let told = context.provider.extents(rest, room).await?;
-        let more = told.iter().all(|it| extents.push(it.len, it.flags));
+        let more = extents.push_all(&told);
         // Who has nothing to say is not asked again: what is missing is status 0.
         if !more || extents.covered() == before {
             break;
         }
+        tokio::task::yield_now().await;
     }
     Ok(())
 }
@@ -397,6 +426,8 @@ impl Task {
     }
 
     fn reply(&self, reply: Reply) {
+        let bytes = &self.0.bytes;
+        bytes.set(bytes.get() + reply.len());
         self.0.replies.borrow_mut().push(reply);
     }
 

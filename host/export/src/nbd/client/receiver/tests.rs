@@ -3,6 +3,7 @@
 use super::*;
 use crate::nbd::haggle::testing::Random;
 use crate::nbd::reply::ReplyTo;
+use crate::nbd::status::{StatusAsked, StatusExtents};
 use crate::nbd::wire::{CommandFlags, Request};
 
 const READ: Open = Open {
@@ -120,11 +121,16 @@ fn errors_end_requests_in_every_mode() {
 fn the_first_extent_counts() {
     for (mode, kind) in [(ReplyMode::Structured, 5_u16), (ReplyMode::Extended, 6)] {
         let seen = answered(mode, STATUS, 3, |to, out| {
-            let mut extents =
-                crate::nbd::status::StatusExtents::new(false, STATUS.length, 1 << 30, 1);
+            let asked = StatusAsked {
+                one: false,
+                requested: STATUS.length,
+                available: 1 << 30,
+                contexts: 1,
+            };
+            let mut extents = StatusExtents::begin(to, 0, asked, out);
             assert!(extents.push(65536, 3), "{kind}");
             extents.push(1 << 24, 0);
-            extents.finish(&to, 0, true, out);
+            extents.finish(true);
         });
         let extent = Extent {
             length: 65536,
