@@ -296,6 +296,18 @@ fn bundled_plugins_are_listed() {
         (&json!(true), &json!("format"))
     );
     assert_eq!(qcow2["drivers"], json!(["qcow2"]));
+    let listed = plugins.as_array().unwrap().iter();
+    let listed: Vec<_> = listed
+        .map(|it| (it["name"].as_str(), &it["kind"]))
+        .collect();
+    let (context, policy) = (json!("metadata-context"), json!("authz"));
+    for (name, kind) in [
+        ("allocation-depth", &context),
+        ("authz-list", &policy),
+        ("dirty-bitmap", &context),
+    ] {
+        assert!(listed.contains(&(Some(name), kind)), "{name}: {listed:?}");
+    }
 }
 
 #[test]

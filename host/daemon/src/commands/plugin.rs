@@ -17,15 +17,18 @@ fn info(plugin: Info) -> PluginInfo {
         .limits
         .call_time_max
         .map_or(0, |limit| limit.as_millis());
+    let (kind, drivers) = match plugin.kind {
+        Kind::FormatReader | Kind::Format | Kind::FormatFull => {
+            (PluginKind::Format, vec![plugin.name])
+        }
+        Kind::Authz => (PluginKind::Authz, Vec::new()),
+        Kind::MetadataContext => (PluginKind::MetadataContext, Vec::new()),
+    };
     PluginInfo {
         name: plugin.id,
-        kind: match plugin.kind {
-            Kind::FormatReader | Kind::Format | Kind::FormatFull => PluginKind::Format,
-            Kind::Authz => PluginKind::Authz,
-            Kind::MetadataContext => PluginKind::MetadataContext,
-        },
+        kind,
         version: plugin.version,
-        drivers: vec![plugin.name],
+        drivers,
         bundled: plugin.bundled,
         sha256: plugin.sha256,
         memory_max: plugin.limits.memory_max,

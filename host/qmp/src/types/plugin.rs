@@ -35,7 +35,7 @@ qapi! {
         kind: PluginKind,
         /// Its own version.
         version: String,
-        /// Drivers that it brings.
+        /// Drivers that it brings, if it is a format.
         drivers: Vec<String>,
         /// It came with the daemon.
         bundled: bool,
