@@ -28,6 +28,11 @@ use super::uring::Ring;
 type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
 type Job = Box<dyn FnOnce() -> LocalFuture + Send>;
 
+/// Operations handed to the kernel at once where `aio-max-batch` says nothing: the device works on
+/// the first ones while we queue the next. A whole turn of 32 at once makes it and us take turns
+/// instead of working side by side, and single ones cost a system call each.
+const BATCH: u64 = 8;
+
 struct Local {
     ring: Rc<RefCell<Ring>>,
     /// Wakes the submitter task of this thread.
@@ -73,8 +78,11 @@ fn submit_ring(op: Op, done: Completion) -> Option<(Op, Completion)> {
                 local.submit.notify_one();
             }
             ring.push(op, done);
-            let batch = local.limits.get().batch_max;
-            if batch > 0 && ring.queued() as u64 >= batch {
+            let batch = match local.limits.get().batch_max {
+                0 => BATCH,
+                told => told,
+            };
+            if ring.queued() as u64 >= batch {
                 ring.submit();
             }
             None
@@ -254,7 +262,7 @@ fn start_ring(limits: Arc<Shared>) {
 }
 
 /// Woken by the first operation of a turn; runs after the tasks that are
-/// already queued, so one `io_uring_enter` carries the whole turn.
+/// already queued, so one `io_uring_enter` carries what a turn left below a full batch.
 async fn submitter(
     ring: Rc<RefCell<Ring>>,
     wake: Rc<Notify>,

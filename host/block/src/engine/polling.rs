@@ -23,7 +23,7 @@ pub struct IoLimits {
     pub poll_grow: u64,
     /// Divisor by which it shrinks; 0: to nothing.
     pub poll_shrink: u64,
-    /// Operations handed to the kernel at once at most; 0: all of a turn.
+    /// Operations handed to the kernel at once at most; 0: what the engine finds best.
     pub batch_max: u64,
 }
 

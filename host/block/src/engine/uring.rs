@@ -1,8 +1,8 @@
 //! An iothread's io_uring.
 //!
 //! Owned by one iothread and used only there. Operations are queued while the
-//! loop runs tasks and submitted once per turn by the submitter task; the
-//! reaper task wakes when the ring's descriptor is readable.
+//! loop runs tasks and submitted in batches, the rest of a turn by the submitter
+//! task; the reaper task wakes when the ring's descriptor is readable.
 //!
 //! Invariant: an operation's file and memory live in `inflight` from submission
 //! until its completion was reaped, whatever happened to the waiting future.
