@@ -163,6 +163,8 @@ pub(super) struct PackedRegion {
     last: Vec<u16>,
     /// The chain that is being taken: its first and its latest entry, and how many.
     taking: (u16, u16, u16),
+    /// Given and not published: not free yet, or the next chain would overwrite what a daemon
+    /// after us may have to do again.
     batch: Vec<u16>,
     undone: VecDeque<u16>,
     undone_places: u16,
@@ -365,19 +367,21 @@ impl PackedRegion {
     }
 
     pub(super) fn give(&mut self, head: u16) {
-        let Some(last) = self.last.get(head as usize).copied() else {
-            return;
-        };
-        self.next[last as usize] = self.free;
-        self.area
-            .store16(Self::entry(last) + packed::NEXT, self.free);
-        self.free = head;
-        self.area.store16(packed::FREE_HEAD, head);
         self.batch.push(head);
     }
 
     /// The used descriptors are about to go on here.
     pub(super) fn publishing(&mut self, used: Place) {
+        for head in &self.batch {
+            let Some(last) = self.last.get(*head as usize).copied() else {
+                continue;
+            };
+            self.next[last as usize] = self.free;
+            let at = Self::entry(last) + packed::NEXT;
+            self.area.store16(at, self.free);
+            self.free = *head;
+        }
+        self.area.store16(packed::FREE_HEAD, self.free);
         self.used = used;
         self.area.store16(packed::USED_IDX, used.index);
         self.area.store8(packed::WRAP, u8::from(used.wrap));
@@ -396,5 +400,72 @@ impl PackedRegion {
     /// Whoever opens it next begins anew.
     pub(super) fn retire(&self) {
         self.area.store16(VERSION, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vhost_user::memory::Memory;
+
+    const SIZE: u16 = 8;
+    const START: Place = Place {
+        index: 0,
+        wrap: true,
+    };
+
+    fn take(region: &mut PackedRegion, id: u16) -> u16 {
+        let head = region.begin();
+        let descriptor = Descriptor {
+            addr: u64::from(id) << 12,
+            len: 1,
+            id,
+            flags: 0,
+            next: 0,
+        };
+        region.push(descriptor).unwrap();
+        region.end();
+        head
+    }
+
+    /// Buffer 1 is given back, 2 and 3 are taken before that is published, and the daemon is
+    /// killed after so many steps: the ids that the next one finds undone.
+    fn undone_after(steps: usize) -> Vec<u16> {
+        let len = bytes_per_queue(SIZE, true);
+        let memory = Memory::anonymous(0x1000, 0x1000).unwrap();
+        let open = |flags: u16| {
+            let area = memory.area(0x1000, len).unwrap();
+            PackedRegion::open(area, SIZE, START, |_| flags).unwrap()
+        };
+        let mut flags = START.available();
+        let mut region = open(flags);
+        let first = take(&mut region, 1);
+        for step in 0..steps {
+            match step {
+                0 => region.give(first),
+                1 | 2 => assert_ne!(take(&mut region, step as u16 + 1), first),
+                3 => region.publishing(START.plus(1, SIZE)),
+                4 => flags = OWNER,
+                _ => region.published(),
+            }
+        }
+        let mut next = open(flags);
+        let mut undone = Vec::new();
+        while let Some(head) = next.next_undone() {
+            undone.push(next.chain(head).unwrap()[0].id);
+        }
+        assert_eq!(usize::from(next.undone_places()), undone.len());
+        undone
+    }
+
+    #[test]
+    fn what_is_taken_before_a_publication_is_found_after_it() {
+        let undone: Vec<_> = (0..=6).map(undone_after).collect();
+        let (all, left) = (vec![1, 2, 3], vec![2, 3]);
+        assert_eq!(undone[..2], [vec![1], vec![1]]);
+        assert_eq!(
+            undone[2..],
+            [vec![1, 2], all.clone(), all, left.clone(), left]
+        );
     }
 }
