@@ -163,6 +163,17 @@ fn a_completed_write_is_durable_with_the_cache_off() {
         let mut vm = Vm::start(&path, 0);
         vm.write(8, &[0x77; 512]);
         assert_eq!(peer.durable()[4096..4608], [0x77; 512]);
+        // The driver after it can, and chooses for itself: firmware, then a kernel.
+        assert_eq!(vm.front_end.config(32, 1), [0]);
+        vm.front_end.negotiate(WANTED);
+        assert_eq!(vm.front_end.config(32, 1), [1]);
+        vm.write(16, &[0x99; 512]);
+        assert_ne!(peer.durable()[8192..8704], [0x99; 512]);
+        vm.front_end.set_writeback(false);
+        vm.front_end.negotiate(WANTED | features::LOG_ALL);
+        assert_eq!(vm.front_end.config(32, 1), [0], "its choice stays");
+        vm.write(24, &[0x99; 512]);
+        assert_eq!(peer.durable()[12288..12800], [0x99; 512]);
         drop(vm);
         daemon.stop();
     }

@@ -86,6 +86,9 @@ pub(super) struct Session {
     workers: Vec<mpsc::UnboundedSender<Command>>,
     queue_size_max: u16,
     features: Features,
+    /// The cache mode that the guest chose, or the export's. It stays when the device is reset:
+    /// front-ends remember what they were told last and would tell the next driver that.
+    writeback: bool,
     protocol: Protocol,
     queues: Vec<Queue>,
     memory: Arc<Memory>,
@@ -101,11 +104,13 @@ impl Session {
         queue_size_max: u16,
     ) -> Self {
         let reachable = shared.shape.queues.min(QUEUES_REACHABLE);
+        let writeback = !shared.user.export().options().writethrough;
         Self {
             shared,
             workers,
             queue_size_max,
             features: Features::empty(),
+            writeback,
             protocol: Protocol::empty(),
             queues: (0..reachable).map(|_| Queue::default()).collect(),
             memory: Arc::default(),
@@ -230,7 +235,8 @@ impl Session {
                 let writeback = config::written(offset, &written).ok_or(Refused::Wrong(
                     "a configuration field that cannot be written",
                 ))?;
-                self.set_writeback(writeback);
+                self.writeback = writeback;
+                self.apply_cache_mode();
             }
             Request::GetInflightFd(wanted) => return self.make_tracking(code, wanted).map(Some),
             Request::SetInflightFd(told) => {
@@ -248,15 +254,18 @@ impl Session {
     async fn set_features(&mut self, bits: u64) -> Result<(), Refused> {
         let features = Features::from_bits(bits).filter(|it| self.offered().contains(*it));
         self.features = features.ok_or(Refused::Features(bits))?;
-        if !self.features.contains(Features::CONFIG_WCE) {
-            let through = self.shared.user.export().options().writethrough;
-            self.set_writeback(!through);
-        }
+        self.apply_cache_mode();
         self.tell_log().await
     }
 
-    /// Without FLUSH a driver cannot ask for durability and has it always (5.2.6.2).
-    fn set_writeback(&self, writeback: bool) {
+    /// Without FLUSH a driver cannot ask for durability and has it always (5.2.6.2); without
+    /// CONFIG_WCE it chose nothing, whatever one before it did.
+    fn apply_cache_mode(&self) {
+        let writeback = if self.features.contains(Features::CONFIG_WCE) {
+            self.writeback
+        } else {
+            !self.shared.user.export().options().writethrough
+        };
         let through = !writeback || !self.features.contains(Features::FLUSH);
         self.shared.write_through.store(through, Ordering::Relaxed);
     }
