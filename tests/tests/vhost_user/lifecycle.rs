@@ -4,6 +4,7 @@ use std::os::unix::net::UnixListener;
 
 use outport_tests::vhost_user::{Blk, FrontEnd, Guest, blk, features, request};
 use outport_tests::{TempImage, eventually};
+use rustix::fs::MemfdFlags;
 use serde_json::json;
 
 use super::{Vm, add_null, daemon, export, options, with_image};
@@ -223,6 +224,26 @@ fn memory_comes_and_goes_while_rings_run() {
     vm.front_end.ok(request::REM_MEM_REG, &region, &[]);
     assert_eq!(into_new(&mut vm), blk::IOERR);
     vm.read(0, 512);
+}
+
+/// Else the next access to what was cut off would kill the daemon.
+#[test]
+fn a_guest_cannot_cut_memory_that_it_shares() {
+    let (_daemon, path) = with_image(&TempImage::random(1 << 20, 4), json!({}));
+    let len = Blk::memory(1);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = rustix::fs::memfd_create("guest", flags).unwrap();
+    rustix::fs::ftruncate(&fd, len).unwrap();
+    let mut vm = Vm::with(FrontEnd::negotiated(&path, 0), Guest::of(fd, len));
+    let cut = rustix::fs::ftruncate(vm.guest.fd(), 0);
+    assert_eq!(cut, Err(rustix::io::Errno::PERM));
+    vm.read(0, 512);
+    // Nor the region that tracks its requests.
+    let counts = 1_u64 | 64 << 16;
+    let wanted = [0, 0, counts].map(u64::to_ne_bytes).concat();
+    let reply = vm.front_end.call(request::GET_INFLIGHT_FD, &wanted, &[]);
+    let cut = rustix::fs::ftruncate(&reply.unwrap().fds[0], 0);
+    assert_eq!(cut, Err(rustix::io::Errno::PERM));
 }
 
 #[test]

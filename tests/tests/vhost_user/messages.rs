@@ -226,6 +226,8 @@ const KINDS: &[Kind] = kinds! {
         |t| t.longs(request::GET_INFLIGHT_FD, &[0, 0, 0xffff_ffff], 0);
     "an inflight region shorter than it must be", false, ANSWER, |t| t.inflight(64, 4, 64);
     "an inflight region longer than its file", false, ANSWER, |t| t.inflight(8192, 1, 64);
+    "an inflight region at an odd offset", false, ANSWER,
+        |t| t.longs(request::SET_INFLIGHT_FD, &[2048, 4, 64 << 16 | 1], 1);
     "an inflight region without room for a queue", false, ANSWER, |t| {
         t.inflight(4096, 1, 16)?;
         t.start(64, [BASE, BASE + 0xa000, BASE + 0x8000])

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fen
 
 use outport_block::Errno;
 use outport_block::engine::buffer::{Iov, Keep, Piece, SharedMem};
+use rustix::fs::SealFlags;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, VolatileMemory, VolatileSlice};
 
@@ -36,8 +37,10 @@ struct Mapping {
 impl Mapping {
     fn of_file(fd: OwnedFd, offset: u64, len: u64) -> Result<Self, Errno> {
         let end = offset.checked_add(len).ok_or(Errno::Inval)?;
+        // What lies past the end of its file kills whoever touches it. A file that cannot be
+        // sealed is as long as its owner keeps it.
+        let _ = rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK);
         let stat = rustix::fs::fstat(&fd)?;
-        // What lies past the end of its file kills whoever touches it.
         if u64::try_from(stat.st_size).is_ok_and(|size| size < end) {
             return Err(Errno::Inval);
         }
@@ -471,6 +474,23 @@ mod tests {
             offset: 0,
         });
         assert_eq!(removed.unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_mapped_stays_as_long_as_it_is() {
+        let flags = rustix::fs::MemfdFlags::ALLOW_SEALING;
+        let fd = rustix::fs::memfd_create("t", flags).unwrap();
+        rustix::fs::ftruncate(&fd, 0x2000).unwrap();
+        let info = RegionInfo {
+            guest: 0,
+            user: 0,
+            size: 0x2000,
+            offset: 0,
+        };
+        Region::map(info, fd.try_clone().unwrap()).unwrap();
+        let cut = rustix::fs::ftruncate(&fd, 0x1000);
+        assert_eq!(cut, Err(rustix::io::Errno::PERM));
+        rustix::fs::ftruncate(&fd, 0x3000).unwrap();
     }
 
     #[test]

@@ -499,7 +499,7 @@ impl Session {
         if wanted.queues == 0 || wanted.queue_size == 0 || size > INFLIGHT_BYTES_MAX {
             return Err(Refused::Wrong("an inflight region of no sensible size"));
         }
-        let flags = MemfdFlags::CLOEXEC;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = rustix::fs::memfd_create("vhost-inflight", flags).map_err(failed)?;
         rustix::fs::ftruncate(&fd, size).map_err(failed)?;
         let made = Inflight {
@@ -522,8 +522,13 @@ impl Session {
             return Err(Refused::Wrong("an inflight region of no sensible size"));
         }
         let area = Area::of_file(fd, told.offset, told.size);
+        let area = area.map_err(|e| Refused::Failed("an inflight region", e))?;
+        // Its counters are stored whole.
+        if !area.is_aligned(size_of::<u64>()) {
+            return Err(Refused::Wrong("an inflight region at an odd offset"));
+        }
         self.tracking = Some(Tracking {
-            area: area.map_err(|e| Refused::Failed("an inflight region", e))?,
+            area,
             queues: told.queues,
             bytes_per_queue,
         });
