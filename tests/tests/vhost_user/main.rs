@@ -7,6 +7,7 @@ mod crash;
 mod device;
 mod durable;
 mod lifecycle;
+mod limits;
 mod messages;
 mod polling;
 mod races;

@@ -28,6 +28,10 @@ pub(super) const CHAIN_MAX: usize = 1024;
 /// Requests of one data thread that wait for something. More are left in their rings.
 pub(super) const IN_FLIGHT_MAX: usize = 4096;
 
+/// Bytes of their payloads, as for an NBD client. Many requests may name the same guest memory,
+/// and whatever cannot transfer to and from it holds as much of ours. The last one goes beyond.
+pub(super) const IN_FLIGHT_BYTES_MAX: u64 = 64 << 20;
+
 /// Bytes of one read or write: nothing larger is transferred by one call of the kernel.
 pub(super) const REQUEST_BYTES_MAX: u64 = 1 << 30;
 

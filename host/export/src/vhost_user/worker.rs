@@ -29,7 +29,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::config::Shape;
 use super::dirty::DirtyLog;
-use super::limits::IN_FLIGHT_MAX;
+use super::limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
 use super::memory::{Gather, Memory};
 use super::request::{self, Device};
 use super::ring::{Broken, Chain, Ring, Segment, Setup, Taken};
@@ -111,6 +111,8 @@ pub(super) struct Ticket {
     /// Guest address of the status byte.
     pub(super) status: u64,
     pub(super) written: u32,
+    /// Of its payload.
+    pub(super) bytes: u64,
     /// What was written, for the log.
     pub(super) segments: Box<[Segment]>,
 }
@@ -199,6 +201,8 @@ pub(super) struct Worker {
     log: Option<Arc<DirtyLog>>,
     results: Rc<Results>,
     in_flight: usize,
+    /// Payload of what is in flight.
+    bytes: u64,
     poll: polling::Poll,
     /// A memory table that waits until nothing is in flight.
     next_memory: Option<(Arc<Memory>, oneshot::Sender<()>)>,
@@ -218,6 +222,7 @@ impl Worker {
             log: None,
             results: Rc::default(),
             in_flight: 0,
+            bytes: 0,
             poll: polling::Poll::new(),
             next_memory: None,
             closing: false,
@@ -263,7 +268,7 @@ impl Worker {
     /// Take what there is of one ring, within bounds.
     fn serve(&mut self, index: u16, queue: &mut Queue, device: &Device) -> bool {
         let mut count = 0;
-        while count < BATCH && self.in_flight < IN_FLIGHT_MAX {
+        while count < BATCH && !self.is_full() {
             match self.serve_one(index, queue, device) {
                 Ok(true) => count += 1,
                 Ok(false) => break,
@@ -308,9 +313,11 @@ impl Worker {
                 taken,
                 status: request.status,
                 written: request.written,
+                bytes: self.gather.len(),
                 segments: self.chain.segments().iter().copied().collect(),
             };
             self.in_flight += 1;
+            self.bytes += ticket.bytes;
             queue.in_flight += 1;
             let operation = request.operation;
             serve::spawn(
@@ -348,6 +355,7 @@ impl Worker {
         } in done
         {
             self.in_flight -= 1;
+            self.bytes -= ticket.bytes;
             let Some(queue) = self.queues.get_mut(&index) else {
                 continue;
             };
@@ -506,9 +514,14 @@ impl Worker {
         self.has_more()
     }
 
+    /// What is in flight is enough.
+    const fn is_full(&self) -> bool {
+        self.in_flight >= IN_FLIGHT_MAX || self.bytes >= IN_FLIGHT_BYTES_MAX
+    }
+
     fn has_more(&self) -> bool {
         let mut served = self.queues.values().filter(|queue| queue.is_served());
-        self.in_flight < IN_FLIGHT_MAX && served.any(|queue| queue.ring.has_more())
+        !self.is_full() && served.any(|queue| queue.ring.has_more())
     }
 
     /// Sleep until there is something to do.
