@@ -1,5 +1,6 @@
 //! Options, sockets, front-ends that come and go, and removal.
 
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 
 use outport_tests::vhost_user::{Blk, FrontEnd, Guest, blk, features, request};
@@ -244,6 +245,25 @@ fn a_guest_cannot_cut_memory_that_it_shares() {
     let reply = vm.front_end.call(request::GET_INFLIGHT_FD, &wanted, &[]);
     let cut = rustix::fs::ftruncate(&reply.unwrap().fds[0], 0);
     assert_eq!(cut, Err(rustix::io::Errno::PERM));
+}
+
+#[test]
+fn a_kick_descriptor_that_was_replaced_stays_so() {
+    let (_daemon, path) = with_image(&TempImage::random(1 << 20, 4), json!({}));
+    let mut vm = Vm::start(&path, 0);
+    vm.read(0, 512);
+    let old = std::mem::replace(&mut vm.disk.queue.kick, Blk::new(0, 128).queue.kick);
+    let number = 0_u64.to_ne_bytes();
+    let new = vm.disk.queue.kick.as_fd();
+    vm.front_end.ok(request::SET_VRING_KICK, &number, &[new]);
+    vm.read(0, 512);
+    // The old one must not wake the device by being ready still.
+    rustix::io::read(&old, &mut [0; 8]).unwrap();
+    for enable in [0_u32, 1] {
+        let payload = [0, enable].map(u32::to_ne_bytes).concat();
+        vm.front_end.ok(request::SET_VRING_ENABLE, &payload, &[]);
+    }
+    vm.read(0, 512);
 }
 
 #[test]

@@ -385,10 +385,14 @@ impl Session {
     async fn set_kick(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), Refused> {
         let queue = self.queue(index)?;
         if queue.running {
+            let kept = copy(fd.as_ref())?;
             let (told, answer) = oneshot::channel();
             self.send(index, Command::Kick(index as u16, fd, told))?;
             let result = answer.await.map_err(|_| Refused::Gone)?;
-            return result.map_err(|e| Refused::Failed("the kick descriptor", e));
+            result.map_err(|e| Refused::Failed("the kick descriptor", e))?;
+            // With it the queue starts again.
+            self.queue(index)?.kick = Some(kept);
+            return Ok(());
         }
         queue.kick = Some(fd);
         self.start(index).await
