@@ -303,10 +303,10 @@ impl Worker {
         };
         let request = request::parse(&self.chain, device, memory, &mut self.gather)?;
         if let Some(outcome) = serve::at_once(&self.shared, &request.operation, &self.gather) {
+            serve::answer(memory, request.status, outcome);
             if let Some(log) = &self.log {
                 mark(log, self.chain.segments());
             }
-            serve::answer(memory, request.status, outcome);
             queue.ring.give(taken, request.written);
         } else {
             let ticket = Ticket {
@@ -364,10 +364,10 @@ impl Worker {
             if self.closing {
                 continue;
             }
+            serve::answer(memory, ticket.status, outcome);
             if let Some(log) = &self.log {
                 mark(log, &ticket.segments);
             }
-            serve::answer(memory, ticket.status, outcome);
             queue.ring.give(ticket.taken, ticket.written);
         }
         for queue in self.queues.values_mut() {
@@ -593,7 +593,8 @@ fn register(fd: Option<OwnedFd>) -> Result<Option<AsyncFd<OwnedFd>>, Errno> {
     registered.map_err(Errno::from)
 }
 
-/// Everything that a request may have written.
+/// Everything that a request has written, status byte included: whoever clears a bit copies the
+/// page after that, and what is written later would be lost.
 fn mark(log: &DirtyLog, segments: &[Segment]) {
     for segment in segments.iter().filter(|segment| segment.writable) {
         log.mark(segment.addr, u64::from(segment.len));
