@@ -22,6 +22,7 @@ use crate::daemon::Daemon;
 /// # Errors
 /// In QEMU's words. What changed before stays changed.
 pub(crate) async fn set(daemon: &Daemon, node: Option<&str>, active: bool) -> Result<(), Error> {
+    let _whole = daemon.whole()?;
     let _alone = daemon.activity.lock().await;
     let Some(name) = node else {
         return match active {

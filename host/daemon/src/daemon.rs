@@ -3,14 +3,14 @@
 //! Owned by the control thread and shared by its tasks. No borrow of a `RefCell` here lives across
 //! an `await`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use outport_block::IoThread;
+use outport_block::{IoThread, Node};
 use outport_export::Policies;
 use outport_qmp::{Error, Event};
-use tokio::sync::mpsc;
+use tokio::sync::{RwLock, RwLockReadGuard, mpsc, watch};
 
 use crate::chardev::Chardevs;
 use crate::config::Config;
@@ -49,7 +49,9 @@ pub(crate) struct Daemon {
     /// Held by whoever makes nodes active or inactive: one at a time.
     pub(crate) activity: tokio::sync::Mutex<()>,
     default_iothread: RefCell<Option<IoThread>>,
-    ending: Cell<bool>,
+    /// Shared by commands whose half would do harm, and taken by the end of the daemon.
+    whole: RwLock<()>,
+    ending: watch::Sender<bool>,
 }
 
 impl Daemon {
@@ -79,7 +81,8 @@ impl Daemon {
             descriptors: RefCell::default(),
             activity: tokio::sync::Mutex::default(),
             default_iothread: RefCell::default(),
-            ending: Cell::new(false),
+            whole: RwLock::default(),
+            ending: watch::Sender::new(false),
         };
         (Rc::new(daemon), waiting, asked)
     }
@@ -115,29 +118,82 @@ impl Daemon {
         Ok(slot.insert(started).clone())
     }
 
+    /// For a command that must not end half-way, because nodes would stay open or bits unwritten:
+    /// while this is held the daemon does not end.
+    ///
+    /// # Errors
+    /// It is ending already.
+    pub(crate) fn whole(&self) -> Result<RwLockReadGuard<'_, ()>, Error> {
+        match self.is_ending() {
+            false => self.whole.try_read().map_err(|_| ends()),
+            true => Err(ends()),
+        }
+    }
+
+    /// What `work` comes to, unless the daemon ends before: for a wait that others may never end.
+    ///
+    /// # Errors
+    /// The daemon ends.
+    pub(crate) async fn unless_it_ends<T>(
+        &self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Error> {
+        let mut ending = self.ending.subscribe();
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            _ = ending.wait_for(|ending| *ending) => Err(ends()),
+        }
+    }
+
     /// Closes all exports and ends the jobs, as `quit` does before it is answered. No new exports
-    /// are taken from now on.
+    /// or nodes are taken from now on.
     pub(crate) async fn wind_down(&self) {
-        self.ending.set(true);
-        // Nobody will resume what is held up, and a mute server will not answer.
+        self.ending.send_replace(true);
         for entry in self.graph.borrow().newest_first() {
-            entry.node.hurry();
-            if let Some(debug) = entry.node.blkdebug() {
-                debug.release();
-            }
+            hurry(&entry.node);
         }
         self.nbd.close(self).await;
         self.exports.close_all(self).await;
         self.jobs.end_all(self).await;
     }
 
+    /// Whether more of the command line is to be carried out.
+    ///
+    /// # Errors
+    /// The daemon is ending.
+    pub(crate) fn goes_on(&self) -> Result<(), String> {
+        match self.is_ending() {
+            false => Ok(()),
+            true => Err(ends().desc),
+        }
+    }
+
     /// Whether the daemon is ending.
     pub(crate) fn is_ending(&self) -> bool {
-        self.ending.get()
+        *self.ending.borrow()
+    }
+
+    /// Waits for the commands that must not end half-way.
+    pub(crate) async fn settled(&self) {
+        drop(self.whole.write().await);
     }
 
     /// Closes the nodes; nobody uses them any more.
     pub(crate) async fn close(&self) {
         crate::blockdev::close_all(self).await;
     }
+}
+
+/// The daemon ends: nobody will resume what is held up, and a mute server will not answer.
+pub(crate) fn hurry(node: &Node) {
+    node.hurry();
+    if let Some(debug) = node.blkdebug() {
+        debug.release();
+    }
+}
+
+/// Why something is not begun any more.
+pub(crate) fn ends() -> Error {
+    Error::generic("The daemon is ending")
 }

@@ -84,40 +84,50 @@ async fn serve(args: Args) -> ExitCode {
     let (daemon, events, commands) = Daemon::new();
     tokio::task::spawn_local(daemon.events.clone().forward(events));
     let control = Rc::new(Control::new(daemon.clone()));
-    let dispatcher = Dispatcher::new(control, commands);
+    let mut dispatcher = Dispatcher::new(control, commands);
 
     let mut pidfile = None;
-    let code = tokio::select! {
+    let mut starting = Box::pin(start(&daemon, args, &mut pidfile));
+    let started = tokio::select! {
         biased;
-        started = start(&daemon, args, &mut pidfile) => match started {
-            Ok(true) => {
-                let reason = tokio::select! {
-                    () = dispatcher.run() => "quit",
-                    signal = signals.next() => signal,
-                };
-                tracing::info!(reason, "the daemon ends");
-                ExitCode::SUCCESS
-            }
-            Ok(false) => ExitCode::SUCCESS,
-            Err(message) => {
-                eprintln!("{message}");
-                ExitCode::FAILURE
-            }
-        },
-        // While it still starts: a client that `wait=on` waits for may never come.
+        started = &mut starting => Some(started),
+        // A client that `wait=on` waits for may never come.
         signal = signals.next() => {
             tracing::info!(reason = signal, "the daemon ends");
+            None
+        }
+    };
+    let interrupted = started.is_none();
+    let code = match started {
+        Some(Ok(true)) => {
+            let reason = tokio::select! {
+                () = dispatcher.run() => "quit",
+                signal = signals.next() => signal,
+            };
+            tracing::info!(reason, "the daemon ends");
             ExitCode::SUCCESS
+        }
+        Some(Ok(false)) | None => ExitCode::SUCCESS,
+        Some(Err(message)) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    };
+    let begun = async {
+        match interrupted {
+            true => _ = (&mut starting).await,
+            false => dispatcher.go_on().await,
         }
     };
     let ended = tokio::select! {
         biased;
-        () = end(&daemon) => code,
+        () = end(&daemon, begun) => code,
         signal = signals.next() => {
             tracing::error!(signal, "ended before everything was written back");
             ExitCode::FAILURE
         }
     };
+    drop(starting);
     drop(pidfile);
     ended
 }
@@ -131,6 +141,7 @@ async fn start(
 ) -> Result<bool, String> {
     let mut settings = Settings::new(daemon.clone(), args.daemonize);
     for setting in &args.settings {
+        daemon.goes_on()?;
         match settings.apply(setting).await {
             Ok(Applied::Done) => {}
             Ok(Applied::Print(text)) => {
@@ -140,6 +151,7 @@ async fn start(
             Err(message) => return Err(args::complaint(Some(&setting.typed), &message)),
         }
     }
+    daemon.goes_on()?;
     if let Some(path) = &args.pidfile {
         *pidfile = Some(Pidfile::create(path).map_err(|m| args::complaint(None, &m))?);
     }
@@ -151,9 +163,22 @@ async fn start(
     Ok(true)
 }
 
-/// Closes everything in order.
-async fn end(daemon: &Daemon) {
-    daemon.wind_down().await;
-    daemon.events.last_words().await;
-    daemon.close().await;
+/// Closes everything in order. What was begun goes on meanwhile: what must not stop half-way is
+/// waited for.
+async fn end(daemon: &Daemon, begun: impl Future<Output = ()>) {
+    let closing = async {
+        daemon.wind_down().await;
+        daemon.settled().await;
+        daemon.events.last_words().await;
+        daemon.close().await;
+    };
+    let begun = async {
+        begun.await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        () = begun => {}
+        () = closing => {}
+    }
 }

@@ -34,7 +34,8 @@ impl Opening<'_> {
             .collect();
         if let Some(path) = &options.config {
             // What the file says comes first.
-            let (file_set, file_inject) = rules_file::read(path).await?;
+            let (file_set, file_inject) =
+                self.daemon.unless_it_ends(rules_file::read(path)).await??;
             set.splice(0..0, file_set);
             inject.splice(0..0, file_inject);
         }

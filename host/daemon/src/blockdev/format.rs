@@ -271,7 +271,7 @@ impl Opening<'_> {
         options.no_flush = inherited.no_flush;
         options.unmap = inherited.unmap;
         let file = self.reserve(None)?;
-        let node = native::open_file(&file, "file", options).await?;
+        let node = native::open_file(self.daemon, &file, "file", options).await?;
         let inside = node
             .host_file()
             .is_some_and(|opened| self.daemon.policy.borrow().covers_open(opened.as_fd()));

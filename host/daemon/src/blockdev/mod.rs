@@ -45,6 +45,7 @@ pub(crate) async fn add(
     options: BlockdevOptions,
     mode: Mode,
 ) -> Result<(), Error> {
+    let _whole = daemon.whole()?;
     let mut opening = Opening::new(daemon, mode);
     opening.check_driver(&options)?;
     if options.node_name.is_none() {
@@ -73,6 +74,7 @@ pub(crate) async fn add(
 /// # Errors
 /// In QEMU's words.
 pub(crate) async fn delete(daemon: &Daemon, name: &str) -> Result<(), Error> {
+    let _whole = daemon.whole()?;
     daemon.graph.borrow().check_deletable(name)?;
     close(daemon, name.to_owned()).await;
     Ok(())
@@ -206,6 +208,9 @@ impl<'d> Opening<'d> {
             };
             if !common.active {
                 crate::activity::leave(self.daemon, &made.node).await?;
+            }
+            if self.daemon.is_ending() {
+                crate::daemon::hurry(&made.node);
             }
             self.daemon.graph.borrow_mut().insert(Entry {
                 node: made.node,

@@ -16,6 +16,7 @@ use rustix::fs::FallocateFlags;
 
 use super::base::Common;
 use super::{Made, Opening, control_error};
+use crate::daemon::Daemon;
 use crate::graph::Use;
 
 /// Length of a null node that does not say.
@@ -69,7 +70,9 @@ impl Opening<'_> {
             },
             host_device: driver == "host_device",
         };
-        open_file(name, driver, options).await.map(Made::from)
+        open_file(self.daemon, name, driver, options)
+            .await
+            .map(Made::from)
     }
 
     /// `raw`.
@@ -95,14 +98,17 @@ impl Opening<'_> {
     }
 }
 
-/// Opens a file on a thread that may wait for it.
+/// Opens a file on a thread that may wait for it, but not longer than the daemon lives.
 pub(super) async fn open_file(
+    daemon: &Daemon,
     name: &str,
     driver: &str,
     options: FileOptions,
 ) -> Result<Arc<Node>, Error> {
-    let opened = tokio::task::spawn_blocking(move || HostFile::open(options)).await;
-    let file = opened
+    let opened = tokio::task::spawn_blocking(move || HostFile::open(options));
+    let file = daemon
+        .unless_it_ends(opened)
+        .await?
         .map_err(|error| Error::generic(error.to_string()))?
         .map_err(|error| control_error(&error))?;
     let read_only = file.is_read_only();

@@ -47,7 +47,9 @@ impl Opening<'_> {
             tls,
         };
         let iothread = self.daemon.default_iothread()?;
-        let connected = client::connect(options, &iothread).await;
+        // A server that accepts and is silent has nothing to lose.
+        let connected = client::connect(options, &iothread);
+        let connected = self.daemon.unless_it_ends(connected).await?;
         let connected = connected.map_err(Error::generic)?;
         if connected.read_only && !common.read_only && !common.auto_read_only {
             return Err(Error::generic("Could not open image: Permission denied"));

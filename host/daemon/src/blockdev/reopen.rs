@@ -52,6 +52,7 @@ enum Data {
 /// # Errors
 /// In QEMU's words; nothing changed then.
 pub(crate) async fn reopen(daemon: &Daemon, options: Vec<BlockdevOptions>) -> Result<(), Error> {
+    let _whole = daemon.whole()?;
     let changes = {
         let graph = daemon.graph.borrow();
         let plans = options

@@ -43,6 +43,7 @@ pub(super) async fn resize(daemon: &Rc<Daemon>, arguments: BlockResize) -> Resul
     if name.is_empty() {
         return Err(Error::no_such_device_or_node(&device, &name));
     }
+    let _whole = daemon.whole()?;
     let node = daemon.graph.borrow().lookup(&device, &name)?;
     let size = u64::try_from(arguments.size);
     let size = size.map_err(|_| Error::expects("size", "a >0 size"))?;

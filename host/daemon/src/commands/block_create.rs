@@ -29,6 +29,8 @@ const ALONE: Use = Use::Direct(Claim {
 /// `blockdev-create`: answers when the job has started.
 pub(super) fn create(daemon: &Rc<Daemon>, arguments: BlockdevCreate) -> Result<Empty, Error> {
     let BlockdevCreate { job_id, options } = arguments;
+    // A job that is begun from now on would not be ended.
+    let _whole = daemon.whole()?;
     match options.branch {
         BlockdevCreateBranch::File(file) => {
             start(daemon, job_id, |_| async move {

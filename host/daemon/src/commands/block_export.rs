@@ -129,9 +129,7 @@ async fn check_and_add(
     if !is_identifier(&id) {
         return Err(Error::generic("Invalid block export id"));
     }
-    if daemon.is_ending() {
-        return Err(Error::generic("The daemon is ending"));
-    }
+    let _whole = daemon.whole()?;
     // Taken from here on: some kinds wait before they are there.
     let Some(_reserved) = daemon.exports.reserve(&id) else {
         return Err(Error::generic(format!(

@@ -106,6 +106,7 @@ pub(super) async fn one(daemon: &Daemon, action: Box<dyn Action>) -> Result<Empt
 }
 
 async fn carry_out(daemon: &Daemon, mut actions: Vec<Box<dyn Action>>) -> Result<Empty, Error> {
+    let _whole = daemon.whole()?;
     for action in &mut actions {
         action.inquire(daemon).await;
     }

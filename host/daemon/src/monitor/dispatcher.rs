@@ -2,12 +2,13 @@
 //!
 //! A command starts in its turn and runs until it has to wait for something slow; then others may
 //! start. A monitor's commands never overlap each other, so each client sees strict order, and a
-//! slow node holds up only who asked about it. Invariant: between two waits a command has the
-//! whole state for itself.
+//! slow node holds up only who asked about it. Invariants: between two waits a command has the
+//! whole state for itself; what was begun is not dropped before the daemon says that it may be.
 
 use std::rc::Rc;
 
 use futures_util::StreamExt;
+use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 use outport_qmp::Command;
 use outport_qmp::envelope::{self, Request};
@@ -34,34 +35,47 @@ pub(crate) struct Job {
 pub(crate) struct Dispatcher {
     control: Rc<Control>,
     jobs: mpsc::UnboundedReceiver<Job>,
+    running: FuturesUnordered<LocalBoxFuture<'static, ()>>,
 }
 
 impl Dispatcher {
     /// The dispatcher of the commands that come through `jobs`. The queue is unbounded, but it
     /// never holds more than one command of each monitor.
     pub(crate) fn new(control: Rc<Control>, jobs: mpsc::UnboundedReceiver<Job>) -> Self {
-        Self { control, jobs }
+        Self {
+            control,
+            jobs,
+            running: FuturesUnordered::new(),
+        }
     }
 
-    /// Runs commands until one of them was `quit`, whose answer is queued then.
-    pub(crate) async fn run(mut self) {
-        let mut running = FuturesUnordered::new();
+    /// Runs commands until one of them was `quit`, whose answer is queued then. Nothing is lost if
+    /// this is dropped and called again.
+    pub(crate) async fn run(&mut self) {
         while !self.control.has_quit() {
             tokio::select! {
                 biased;
-                Some(()) = running.next(), if !running.is_empty() => {}
+                Some(()) = self.running.next(), if !self.running.is_empty() => {}
                 job = self.jobs.recv() => match job {
-                    Some(job) => running.push(execute(&self.control, job)),
+                    Some(job) => {
+                        let control = self.control.clone();
+                        self.running.push(Box::pin(execute(control, job)));
+                    }
                     // No monitor is left: signals still end the daemon.
-                    None if running.is_empty() => return std::future::pending().await,
+                    None if self.running.is_empty() => return std::future::pending().await,
                     None => {}
                 },
             }
         }
     }
+
+    /// Goes on with the commands that were begun, and begins no other.
+    pub(crate) async fn go_on(&mut self) {
+        while self.running.next().await.is_some() {}
+    }
 }
 
-async fn execute(control: &Control, job: Job) {
+async fn execute(control: Rc<Control>, job: Job) {
     let Request {
         id,
         name,

@@ -74,6 +74,7 @@ impl Settings {
     async fn config(&self, path: &str) -> Result<(), String> {
         let control = Control::new(self.daemon.clone());
         for (at, command) in config_file::read(path)?.into_iter().enumerate() {
+            self.daemon.goes_on()?;
             let name = command.name();
             let done = command.run(&control).await;
             done.map_err(|error| config_file::complaint(at, name, &error))?;
