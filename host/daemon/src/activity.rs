@@ -6,7 +6,8 @@
 //!
 //! On the control thread; one change at a time (`Daemon::activity`), while other commands run.
 //! Order: a parent becomes inactive before its children, as it writes into them, and active after
-//! them. Invariant: when a command says that a node is inactive, nothing of it is in flight.
+//! them. Invariants: when a command says that a node is inactive, nothing of it is in flight; a
+//! node that changes hands is not deleted meanwhile.
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use outport_block::Node;
 use outport_qmp::Error;
 use serde_json::Value;
 
+use crate::blockdev::Held;
 use crate::daemon::Daemon;
 
 /// `blockdev-set-active`: one node with what is below it, or all.
@@ -109,12 +111,18 @@ fn inactivate(daemon: &Daemon, name: String) -> LocalBoxFuture<'_, Result<(), St
             }
             entry.node.clone()
         };
-        run(daemon, &node, |node| async move { node.inactivate().await }).await?;
-        // As long as what is below is ours: bitmaps were stored.
-        refresh_facts(daemon, &node).await;
+        let mut held = Held::new(daemon);
+        held.hold(&name);
+        let done = run(daemon, &node, |node| async move { node.inactivate().await }).await;
+        if done.is_ok() {
+            // As long as what is below is ours: bitmaps were stored.
+            refresh_facts(daemon, &node).await;
+            daemon.graph.borrow_mut().deactivate(&name);
+        }
+        held.release().await;
+        done?;
         let children: Vec<_> = {
-            let mut graph = daemon.graph.borrow_mut();
-            graph.deactivate(&name);
+            let graph = daemon.graph.borrow();
             graph.children(&name).map(|(_, it)| it.to_owned()).collect()
         };
         for child in children {
@@ -136,23 +144,37 @@ fn activate(daemon: &Daemon, name: String) -> LocalBoxFuture<'_, Result<(), Erro
             let children: Vec<_> = children.map(|(_, it)| it.to_owned()).collect();
             (entry.node.clone(), children)
         };
-        for child in children {
-            activate(daemon, child).await?;
-        }
-        if daemon.graph.borrow().is_active(&name) {
-            return Ok(());
-        }
-        daemon.graph.borrow_mut().try_activate(&name)?;
-        let active = run(daemon, &node, |node| async move { node.activate().await }).await;
-        if let Err(why) = active {
-            daemon.graph.borrow_mut().deactivate(&name);
-            return Err(Error::generic(why));
-        }
-        refresh_facts(daemon, &node).await;
-        // Or one of another length.
-        daemon.exports.tell_resized();
-        Ok(())
+        let mut held = Held::new(daemon);
+        held.hold(&name);
+        let done = activate_above(daemon, &node, children).await;
+        held.release().await;
+        done
     })
+}
+
+/// Makes a node active, after these children of it.
+async fn activate_above(
+    daemon: &Daemon,
+    node: &Arc<Node>,
+    children: Vec<String>,
+) -> Result<(), Error> {
+    for child in children {
+        activate(daemon, child).await?;
+    }
+    let name = node.name();
+    if daemon.graph.borrow().is_active(name) {
+        return Ok(());
+    }
+    daemon.graph.borrow_mut().try_activate(name)?;
+    let active = run(daemon, node, |node| async move { node.activate().await }).await;
+    if let Err(why) = active {
+        daemon.graph.borrow_mut().deactivate(name);
+        return Err(Error::generic(why));
+    }
+    refresh_facts(daemon, node).await;
+    // Or one of another length.
+    daemon.exports.tell_resized();
+    Ok(())
 }
 
 /// Somebody else may have made another image of it.

@@ -152,12 +152,13 @@ impl Image {
         Ok(image)
     }
 
-    /// Write everything back and mark the image clean.
+    /// Write everything back and mark the image clean. It is not opened again.
     ///
     /// # Errors
     /// What the files or the plugin said; the image may then need a repair.
     pub async fn close(&self, node_name: &str) -> Result<()> {
         if !self.is_writable() {
+            self.plugin.lock().await.closed = true;
             return Ok(());
         }
         // Also what clients abandoned has ended when the node is drained.

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{FormatError, FormatFiles, Geometry, Grant, Granted};
 use crate::node::Node;
 use crate::{ByteRange, Errno};
@@ -36,6 +36,17 @@ pub struct Change {
     pub options: Option<String>,
 }
 
+/// An image that is closed stays so: nobody would close it again.
+fn check_open(plugin: &Plugin, node_name: &str) -> Result<()> {
+    match plugin.closed {
+        false => Ok(()),
+        true => Err(Error::new(
+            ErrorKind::Invalid,
+            format!("Node '{node_name}' is closed"),
+        )),
+    }
+}
+
 /// How the image was open before.
 struct Before {
     writable: bool,
@@ -49,16 +60,19 @@ impl Image {
     /// the limits of throttles below do not hold them up.
     ///
     /// # Errors
-    /// What could not be written back, or the format's own sentence; nothing changed then.
+    /// What could not be written back, the format's own sentence, or that the image is closed;
+    /// nothing changed then.
     pub async fn reopen(&self, change: Change) -> Result<()> {
         let name = self.files.node_name().to_owned();
         let backing = self.backing();
         let _passing: Vec<_> = backing.iter().map(|it| it.drain_throttles()).collect();
         let _drained = self.gate.drain().await;
+        check_open(&*self.plugin.lock().await, &name)?;
         if self.is_writable() {
             self.put_away(&name).await?;
         }
         let mut plugin = self.plugin.lock().await;
+        check_open(&plugin, &name)?;
         let before = self.apply_change(&mut plugin, change);
         let opened = self.open_again(&mut plugin).await;
         if opened.is_err() {
@@ -88,6 +102,7 @@ impl Image {
     pub async fn inactivate(&self) -> Result<()> {
         let name = self.files.node_name().to_owned();
         let _drained = self.gate.drain().await;
+        check_open(&*self.plugin.lock().await, &name)?;
         if self.is_writable() {
             self.put_away(&name).await?;
         }
@@ -109,6 +124,7 @@ impl Image {
         let name = self.files.node_name().to_owned();
         let _drained = self.gate.drain().await;
         let mut plugin = self.plugin.lock().await;
+        check_open(&plugin, &name)?;
         self.files.look_again();
         self.writable.store(writable, Ordering::Release);
         plugin.inactive = false;

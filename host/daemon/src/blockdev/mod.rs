@@ -10,6 +10,7 @@ mod blkdebug;
 mod children;
 mod filters;
 mod format;
+mod held;
 mod native;
 mod nbd;
 mod reopen;
@@ -28,6 +29,7 @@ use crate::daemon::Daemon;
 use crate::graph::{Entry, Use, User};
 use base::Common;
 pub(crate) use base::Inherited;
+pub(crate) use held::Held;
 pub(crate) use native::create_file;
 pub(crate) use reopen::reopen;
 

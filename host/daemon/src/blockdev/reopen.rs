@@ -4,9 +4,10 @@
 //! plan (all nodes) --> files (may fail) --> graph --> images (may fail) --> windows --> told
 //!                        ^------- on an error everything before is taken back ------'
 //! ```
-//! On the control thread; what is slow runs elsewhere. Requests that came before end where they
-//! came in, later ones take the new way. Nobody is refused meanwhile. What a driver cannot change
-//! is refused ([`plan`]).
+//! On the control thread, one at a time; what is slow runs elsewhere. What is changed, comes or
+//! goes is held meanwhile, so nobody deletes it. Requests that came before end where they came in,
+//! later ones take the new way. Nobody is refused meanwhile. What a driver cannot change is refused
+//! ([`plan`]).
 
 mod plan;
 
@@ -22,10 +23,10 @@ use outport_qmp::types::block_core::BlockdevOptions;
 use serde_json::Value;
 
 use super::base::Common;
-use super::control_error;
+use super::{Held, control_error};
 use crate::activity::refresh_facts;
 use crate::daemon::Daemon;
-use crate::graph::{Claim, EdgeId, Exchanged, Graph, Use, User};
+use crate::graph::{Exchanged, Graph, Use};
 
 pub(super) use plan::flat;
 
@@ -53,6 +54,8 @@ enum Data {
 /// In QEMU's words; nothing changed then.
 pub(crate) async fn reopen(daemon: &Daemon, options: Vec<BlockdevOptions>) -> Result<(), Error> {
     let _whole = daemon.whole()?;
+    // A plan holds for the graph that it was made for: one change of what there is at a time.
+    let _alone = daemon.activity.lock().await;
     let changes = {
         let graph = daemon.graph.borrow();
         let plans = options
@@ -69,8 +72,31 @@ pub(crate) async fn reopen(daemon: &Daemon, options: Vec<BlockdevOptions>) -> Re
             )));
         }
     }
-    let files = reopen_files(&changes).await?;
-    let applied = apply(&mut daemon.graph.borrow_mut(), &changes);
+    let mut held = Held::new(daemon);
+    for change in &changes {
+        held.hold(change.node.name());
+        for child in change
+            .edges
+            .iter()
+            .filter_map(|(_, child, _)| child.as_ref())
+        {
+            held.hold(child.name());
+        }
+    }
+    let done = carry_out(daemon, &changes, &mut held).await;
+    if done.is_ok() {
+        for options in options {
+            daemon.config.node_reopened(&daemon.graph.borrow(), options);
+        }
+    }
+    held.release().await;
+    done
+}
+
+/// Changes the nodes, all or none; what they leave behind is held, too.
+async fn carry_out(daemon: &Daemon, changes: &[Change], held: &mut Held<'_>) -> Result<(), Error> {
+    let files = reopen_files(changes).await?;
+    let applied = apply(&mut daemon.graph.borrow_mut(), changes);
     let applied = match applied {
         Ok(applied) => applied,
         Err(error) => {
@@ -78,35 +104,21 @@ pub(crate) async fn reopen(daemon: &Daemon, options: Vec<BlockdevOptions>) -> Re
             return Err(error);
         }
     };
-    // What is left behind stays in use until the last request has left it.
-    let left_behind = hold_old_children(daemon, &applied);
-    let images = reopen_images(daemon, &changes).await;
-    if images.is_ok() {
-        for change in &changes {
-            let common = &change.common;
-            change.node.set_options(common.read_only, common.unmap);
-        }
-        leave_windows(&changes).await;
-        for options in options {
-            daemon.config.node_reopened(&daemon.graph.borrow(), options);
-        }
-    } else {
+    // It stays in use until the last request has left it.
+    for old in applied.edges.iter().filter_map(Exchanged::old_child) {
+        held.hold(old);
+    }
+    if let Err(error) = reopen_images(daemon, changes).await {
         applied.take_back(&mut daemon.graph.borrow_mut());
         restore_files(files).await;
+        return Err(error);
     }
-    for (name, edge) in left_behind {
-        let is_orphan = {
-            let mut graph = daemon.graph.borrow_mut();
-            if let Some(edge) = edge {
-                graph.detach(edge);
-            }
-            graph.is_orphan(&name)
-        };
-        if is_orphan {
-            super::close(daemon, name).await;
-        }
+    for change in changes {
+        let common = &change.common;
+        change.node.set_options(common.read_only, common.unmap);
     }
-    images
+    leave_windows(changes).await;
+    Ok(())
 }
 
 // === files ===
@@ -251,17 +263,6 @@ fn tell(graph: &mut Graph, name: &str, told: Told) {
         entry.no_flush = told.no_flush;
         entry.options = told.options;
     }
-}
-
-fn hold_old_children(daemon: &Daemon, applied: &Applied) -> Vec<(String, Option<EdgeId>)> {
-    let old = applied.edges.iter().filter_map(Exchanged::old_child);
-    let hold = |name: &str| {
-        let mut graph = daemon.graph.borrow_mut();
-        let purpose = Use::Direct(Claim::NONE);
-        let edge = graph.attach(User::Block, name, "reopen", purpose).ok();
-        (name.to_owned(), edge)
-    };
-    old.map(hold).collect()
 }
 
 // === the data path ===

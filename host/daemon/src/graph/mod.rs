@@ -270,7 +270,8 @@ impl Graph {
     /// Lets `user` use the node `child`.
     ///
     /// # Errors
-    /// It conflicts with other users, or the node is read-only; nothing changed then.
+    /// There is no such node, it conflicts with other users, or the node is read-only; nothing
+    /// changed then.
     pub(crate) fn attach(
         &mut self,
         user: User,
@@ -278,6 +279,10 @@ impl Graph {
         role: &'static str,
         purpose: Use,
     ) -> Result<EdgeId, Error> {
+        // Whoever waited after it was found may be too late.
+        if self.find(child).is_none() {
+            return Err(Error::no_such_device_or_node(child, child));
+        }
         self.check_activity(&user, child, role)?;
         self.edges_made += 1;
         let id = EdgeId(self.edges_made);

@@ -78,6 +78,20 @@ fn conflicts_are_told_as_qemu_tells_them() {
 }
 
 #[test]
+fn a_node_that_is_gone_or_going_is_not_used_any_more() {
+    let mut graph = with(&["f"]);
+    let refused = |graph: &mut Graph| {
+        let used = graph.attach(node("q"), "f", "file", Use::Filter);
+        used.unwrap_err().desc
+    };
+    graph.take("f").unwrap();
+    let want = "Cannot find device='f' nor node-name='f'";
+    assert_eq!(refused(&mut graph), want);
+    graph.forget("f");
+    assert_eq!(refused(&mut graph), want);
+}
+
+#[test]
 fn a_conflict_deeper_down_is_found() {
     let mut graph = with(&["f", "q", "r"]);
     graph

@@ -11,7 +11,7 @@ use super::toy::{Act, Call};
 use crate::engine::buffer::Buf;
 use crate::format::{Extent, FaultKind, Location};
 use crate::image::overlay::DIRTY_MAX;
-use crate::image::{ImageEvent, ImageState};
+use crate::image::{Change, ImageEvent, ImageState};
 use crate::{ByteRange, Errno};
 
 fn state(disk: &Disk) -> ImageState {
@@ -471,4 +471,25 @@ async fn metadata_in_memory_is_bounded() {
     }
     assert!(most <= DIRTY_MAX + (1 << 20), "{most}");
     assert!(most >= DIRTY_MAX / 2, "the test wrote too little: {most}");
+}
+
+#[tokio::test]
+async fn an_image_that_is_closed_is_not_opened_again() {
+    let disk = disk().await;
+    let image = disk.node.image().unwrap();
+    disk.node.close().await.unwrap();
+    let before = std::fs::read(disk.path()).unwrap();
+    let told = |done: crate::error::Result<()>| done.unwrap_err().to_string();
+    let change = Change {
+        writable: Some(true),
+        ..Change::default()
+    };
+    for said in [
+        told(image.reopen(change).await),
+        told(image.activate(true).await),
+        told(image.inactivate().await),
+    ] {
+        assert!(said.ends_with("is closed"), "{said}");
+    }
+    assert_eq!(std::fs::read(disk.path()).unwrap(), before);
 }
