@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
 use outport_test_guests as guests;
@@ -166,6 +168,67 @@ fn programs_that_open_a_file_are_asked_for_too() {
     assert_eq!((refusal(false), refusal(true)), (None, denied));
     guarded.say("allow");
     assert_eq!((refusal(false), refusal(true)), (None, None));
+}
+
+#[test]
+fn truncating_is_writing_however_a_file_is_opened() {
+    if !can_mount() {
+        return;
+    }
+    let mut guarded = Guarded::start(&guests::obeys(), "read");
+    let below = guarded.daemon.path("disk");
+    let content = vec![0x5a; 8192];
+    std::fs::write(&below, &content).unwrap();
+    let node = json!({"driver": "file", "node-name": "disk", "filename": below});
+    guarded.daemon.qmp.ok("blockdev-add", node);
+    let path = guarded.daemon.path("file");
+    std::fs::write(&path, "").unwrap();
+    let export = json!({"type": "fuse", "id": "file", "node-name": "disk", "mountpoint": path,
+        "writable": true, "growable": true, "authz": "az"});
+    guarded.daemon.qmp.ok("block-export-add", export);
+    let mut reader = std::fs::File::open(&path).unwrap();
+    // truncate(2): no descriptor is opened for it.
+    let truncated = || {
+        let mut perl = std::process::Command::new("perl");
+        let script = "truncate($ARGV[0], 0) or exit($!{EACCES} ? 7 : 8)";
+        let status = perl.args(["-e", script]).arg(&path).status().unwrap();
+        status.code().unwrap()
+    };
+    let opened = |flags: i32| {
+        let mut options = std::fs::OpenOptions::new();
+        let opened = options.read(true).custom_flags(flags).open(&path);
+        opened.err().map(|error| error.kind())
+    };
+    let mode = |mode: u32| {
+        let set = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode));
+        set.err().map(|error| error.kind())
+    };
+    let denied = Some(std::io::ErrorKind::PermissionDenied);
+    for rules in ["read", "no"] {
+        guarded.say(rules);
+        assert_eq!(truncated(), 7, "{rules}");
+        assert_eq!(opened(libc::O_TRUNC), denied, "{rules}");
+        assert_eq!(mode(0o400), denied, "{rules}");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read(&below).unwrap(), content, "{rules}");
+    }
+    guarded.say("allow");
+    let writer = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    assert_eq!((mode(0o400), mode(0o600)), (None, None));
+    guarded.say("no");
+    writer.set_len(4096).unwrap();
+    assert_eq!(
+        std::fs::metadata(&below).unwrap().len(),
+        4096,
+        "it was granted"
+    );
+    guarded.say("allow");
+    assert_eq!(truncated(), 0);
+    assert_eq!(std::fs::metadata(&below).unwrap().len(), 0);
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"");
+    assert_eq!(opened(libc::O_TRUNC), None);
 }
 
 #[test]

@@ -65,7 +65,14 @@ pub(super) struct File {
 #[derive(Debug, Default)]
 struct Opens {
     made: u64,
-    users: BTreeMap<u64, ExportUser>,
+    users: BTreeMap<u64, Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    _user: ExportUser,
+    /// Whoever may open it so may change it.
+    writes: bool,
 }
 
 impl File {
@@ -187,16 +194,26 @@ impl File {
         Ok(())
     }
 
-    /// Somebody opens it; the number names that open.
-    pub(super) fn open(&self, who: &Request) -> Result<u64, Errno> {
+    /// Somebody opens it, who may write or may not; the number names that open.
+    pub(super) fn open(&self, who: &Request, writes: bool) -> Result<u64, Errno> {
         let user = self.export.enter().map_err(|_| Errno::Shutdown)?;
         let (uid, gid, pid) = (who.uid, who.gid, who.pid);
         tracing::debug!(export = self.export.id(), uid, gid, pid, "file opened");
         let mut opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
         opens.made += 1;
         let handle = opens.made;
-        opens.users.insert(handle, user);
+        let open = Open {
+            _user: user,
+            writes,
+        };
+        opens.users.insert(handle, open);
         Ok(handle)
+    }
+
+    /// Was it opened by somebody who may write?
+    pub(super) fn may_write(&self, handle: u64) -> bool {
+        let opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
+        opens.users.get(&handle).is_some_and(|open| open.writes)
     }
 
     /// The last descriptor of that open is gone.

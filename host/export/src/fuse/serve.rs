@@ -65,7 +65,7 @@ pub(super) fn request(queue: &mut Queue, request: &Request) {
         Operation::Destroy => shared.answer(&Message::done(unique)),
         Operation::Unanswered => {}
         Operation::Getattr => shared.answer(&Message::with(unique, &shared.file.attributes())),
-        Operation::Setattr(set) => set_attributes(shared, unique, set),
+        Operation::Setattr(set) => set_attributes(shared, request, set),
         Operation::Open { flags } => open(shared, request, flags),
         Operation::Release { fh } => {
             shared.file.release(fh);
@@ -139,9 +139,11 @@ fn init(shared: &Shared, unique: u64, offer: &Offer) -> Message {
 fn open(shared: &Rc<Shared>, request: &Request, flags: u32) {
     let request = *request;
     spawn(shared, request.unique, 0, move |shared| async move {
-        let access = flags & libc::O_ACCMODE as u32;
-        may_open(&shared, &request, access != libc::O_RDONLY as u32).await?;
-        let fh = shared.file.open(&request)?;
+        let truncates = flags & libc::O_TRUNC as u32 != 0;
+        let reads = flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32;
+        let writes = truncates || !reads;
+        may_open(&shared, &request, writes).await?;
+        let fh = shared.file.open(&request, writes)?;
         let served = OpenFlags::DIRECT_IO | OpenFlags::PARALLEL_DIRECT_WRITES;
         let backing = shared.backing();
         let body = OpenOut {
@@ -150,8 +152,8 @@ fn open(shared: &Rc<Shared>, request: &Request, flags: u32) {
             backing_id: backing.unwrap_or(0),
         };
         // A disk has its length, whoever opens it as if it were a file.
-        let truncates = flags & libc::O_TRUNC as u32 != 0 && shared.file.is_growable();
-        if truncates && let Err(errno) = shared.file.set_len(0).await {
+        let cut = truncates && shared.file.is_growable();
+        if cut && let Err(errno) = shared.file.set_len(0).await {
             shared.file.release(fh);
             return Err(errno);
         }
@@ -195,23 +197,39 @@ async fn may_open(shared: &Shared, who: &Request, wants_write: bool) -> Result<(
     }
 }
 
-fn set_attributes(shared: &Rc<Shared>, unique: u64, set: SetattrIn) {
-    if let Err(errno) = shared.file.set_attributes(&set) {
-        return shared.answer(&Message::error(unique, errno));
+/// Asks the policy as for a file that is opened to write: `truncate` and `chmod` come without an
+/// open.
+fn set_attributes(shared: &Rc<Shared>, request: &Request, set: SetattrIn) {
+    let request = *request;
+    let flags = SetFlags::from_bits_retain(set.valid);
+    let resizes = flags.contains(SetFlags::SIZE);
+    if resizes && !shared.file.export().is_writable() {
+        return fail(shared, request.unique, Errno::RoFs);
     }
-    if !SetFlags::from_bits_retain(set.valid).contains(SetFlags::SIZE) {
-        return shared.answer(&Message::with(unique, &shared.file.attributes()));
-    }
-    if !shared.file.export().is_writable() {
-        return fail(shared, unique, Errno::RoFs);
-    }
-    spawn(shared, unique, 0, move |shared| async move {
-        if set.size > ByteRange::END_MAX {
-            return Err(Errno::FBig);
+    spawn(shared, request.unique, 0, move |shared| async move {
+        if !is_granted(&shared, &set) {
+            may_open(&shared, &request, true).await?;
         }
-        shared.file.set_len(set.size).await?;
-        Ok(Message::with(unique, &shared.file.attributes()))
+        if let Err(errno) = shared.file.set_attributes(&set) {
+            return Ok(Message::error(request.unique, errno));
+        }
+        if resizes {
+            if set.size > ByteRange::END_MAX {
+                return Err(Errno::FBig);
+            }
+            shared.file.set_len(set.size).await?;
+        }
+        Ok(Message::with(request.unique, &shared.file.attributes()))
     });
+}
+
+/// Is it `ftruncate` of a file that the policy let be opened to write?
+fn is_granted(shared: &Shared, set: &SetattrIn) -> bool {
+    let flags = SetFlags::from_bits_retain(set.valid);
+    let owner = SetFlags::MODE | SetFlags::UID | SetFlags::GID;
+    flags.contains(SetFlags::SIZE | SetFlags::FH)
+        && !flags.intersects(owner)
+        && shared.file.may_write(set.fh)
 }
 
 fn read(queue: &mut Queue, unique: u64, offset: u64, size: u32) {

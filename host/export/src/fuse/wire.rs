@@ -71,6 +71,7 @@ bitflags! {
         const SIZE = 1 << 3;
         const ATIME = 1 << 4;
         const MTIME = 1 << 5;
+        const FH = 1 << 6;
         const ATIME_NOW = 1 << 7;
         const MTIME_NOW = 1 << 8;
     }
