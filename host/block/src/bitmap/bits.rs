@@ -363,6 +363,15 @@ impl Bits {
         end.div_ceil(self.granularity()) <= self.capacity()
     }
 
+    pub(super) fn has_more_room_than(&self, other: &Self) -> bool {
+        self.capacity() > other.capacity()
+    }
+
+    /// Can there be bits for so many bytes?
+    pub(super) fn can_cover(&self, size: u64) -> bool {
+        size.div_ceil(self.granularity()) <= GRANULES_MAX
+    }
+
     /// Clean bits, and room for at least so many leaves if that is not too many.
     fn sized(&self, size: u64, leaves_min: u64) -> Self {
         let needed = (size.div_ceil(self.granularity()).max(1)).div_ceil(LEAF_BITS);

@@ -97,6 +97,13 @@ impl NodeBitmaps {
         self.changes.load(Ordering::SeqCst)
     }
 
+    /// A bitmap that cannot have bits for so many bytes.
+    #[must_use]
+    pub fn too_small_for(&self, size: u64) -> Option<Arc<DirtyBitmap>> {
+        let list = self.list();
+        list.iter().find(|it| !it.bits().can_cover(size)).cloned()
+    }
+
     /// The node has another length.
     pub fn resize(&self, size: u64) {
         let list = self.list();
@@ -104,6 +111,9 @@ impl NodeBitmaps {
             return;
         }
         for bitmap in list.iter().filter(|it| it.bits().size() != size) {
+            if !bitmap.bits().can_cover(size) {
+                overflowed(bitmap, size);
+            }
             bitmap.replace_bits(Arc::new(bitmap.bits().resized(size)));
         }
         self.publish_list(&list);
@@ -146,14 +156,43 @@ impl NodeBitmaps {
         let mut grown = false;
         for bitmap in list.iter() {
             let bits = bitmap.bits();
-            if bits.size() < end {
-                let roomy = bits.with_room(end);
-                grown |= roomy.has_room_for(end);
+            if bits.has_room_for(end) {
+                continue;
+            }
+            let roomy = bits.with_room(end);
+            if !roomy.has_room_for(end) {
+                overflowed(bitmap, end);
+            }
+            // Bits that are exchanged must be published, and whoever publishes marks again.
+            if roomy.has_more_room_than(&bits) {
+                grown = true;
                 bitmap.replace_bits(Arc::new(roomy));
             }
         }
-        self.publish_list(&list);
-        grown
+        // Commands may have given room that is not published yet.
+        let news = grown || !self.is_published(&list);
+        if news {
+            self.publish_list(&list);
+        }
+        news
+    }
+
+    fn is_published(&self, list: &[Arc<DirtyBitmap>]) -> bool {
+        let enabled = list.iter().filter(|it| it.is_enabled());
+        let bits: Vec<_> = enabled.map(|it| it.bits()).collect();
+        let marked = self.marked.load();
+        let marked = marked.as_ref().map_or(&[][..], |all| all.as_slice());
+        let same = bits.iter().zip(marked).all(|(a, b)| Arc::ptr_eq(a, b));
+        same && bits.len() == marked.len()
+    }
+}
+
+/// Something was written of which the bitmap has no bits.
+fn overflowed(bitmap: &DirtyBitmap, end: u64) {
+    if !bitmap.is_inconsistent() {
+        let name = bitmap.name();
+        tracing::warn!(bitmap = name, end, "a bitmap cannot have so many bits");
+        bitmap.set_inconsistent();
     }
 }
 

@@ -174,6 +174,41 @@ fn no_write_falls_between_two_bitmaps() {
     assert_eq!(all.count(), WRITERS * GRANULES);
 }
 
+#[test]
+fn a_write_behind_all_bits_there_can_be_ends_and_is_not_forgotten() {
+    let (bitmaps, bitmap) = node_bitmaps(512);
+    let far = 1 << 44;
+    bitmaps.mark(between(0, 1));
+    assert_eq!(
+        bitmaps.too_small_for(far).map(|it| it.name().to_owned()),
+        None
+    );
+    bitmaps.mark(between(far - 512, far));
+    assert!(!bitmap.is_inconsistent());
+    bitmaps.mark(between(far, far + 512));
+    assert!(bitmap.is_inconsistent(), "it says nothing from now on");
+    assert_eq!(bitmap.bits().count(), 2);
+    assert!(bitmaps.too_small_for(far + 512).is_some());
+}
+
+#[tokio::test]
+async fn a_node_is_not_made_longer_than_its_bitmaps_can_be() {
+    let kind = crate::node::Kind::Null {
+        size: AtomicU64::new(512),
+        zeroes: true,
+    };
+    let node = crate::Node::new("n", "null-co", false, kind);
+    let bitmap = DirtyBitmap::new("b", 512, 512, true).unwrap();
+    node.bitmaps().insert(bitmap.clone());
+    node.bitmaps().publish();
+    let far = (1 << 44) + 512;
+    let refused = node.resize(far).await.unwrap_err().to_string();
+    let expected = "Bitmap 'b' would have too many granules; remove it first";
+    assert_eq!(refused, expected);
+    assert_eq!(node.set_len(far).await, Err(crate::Errno::FBig));
+    assert!(!bitmap.is_inconsistent());
+}
+
 #[tokio::test]
 async fn a_rule_tells_runs_within_its_budget() {
     let null = Kind::Null {

@@ -89,8 +89,12 @@ impl Node {
     /// Any length, for clients to whom the node is a file; images take whole sectors and round up.
     ///
     /// # Errors
-    /// `Perm` on a read-only node, `NotSup` where the length is given, what file or format say.
+    /// `Perm` on a read-only node, `NotSup` where the length is given, `FBig` if a bitmap cannot
+    /// follow, what file or format say.
     pub async fn set_len(&self, len: u64) -> std::result::Result<(), Errno> {
+        if self.bitmaps.too_small_for(len).is_some() {
+            return Err(Errno::FBig);
+        }
         self.set_any_len(len).await?;
         self.bitmaps.resize(self.size());
         Ok(())
@@ -118,6 +122,9 @@ impl Node {
     /// # Errors
     /// As [`Node::set_len`].
     pub async fn extend(&self, len: u64) -> std::result::Result<(), Errno> {
+        if self.bitmaps.too_small_for(len).is_some() {
+            return Err(Errno::FBig);
+        }
         self.extend_any(len).await?;
         self.bitmaps.resize(self.size());
         Ok(())
@@ -142,8 +149,13 @@ impl Node {
     /// `block_resize`.
     ///
     /// # Errors
-    /// Read-only, a fixed window, or what file or format say.
+    /// Read-only, a fixed window, a bitmap that cannot follow, or what file or format say.
     pub async fn resize(&self, len: u64) -> Result<()> {
+        if let Some(bitmap) = self.bitmaps.too_small_for(len) {
+            let name = bitmap.name();
+            let message = format!("Bitmap '{name}' would have too many granules; remove it first");
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
         self.resize_in_words(len).await?;
         self.bitmaps.resize(self.size());
         Ok(())
