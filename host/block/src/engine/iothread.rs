@@ -371,6 +371,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_that_does_not_answer_keeps_out_no_other() {
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 4096], 0).unwrap();
+        let file = Arc::new(OwnedFd::from(file));
+        let (silent, writer) = rustix::pipe::pipe().unwrap();
+        let silent = Arc::new(silent);
+        let thread = IoThread::start("h").unwrap();
+        let read = |fd: &Arc<OwnedFd>| {
+            let kind = OpKind::Read(Buf::zeroed(4096).io());
+            let (fd, offset) = (fd.clone(), 0);
+            submit(Op { fd, offset, kind }, Aio::IoUring)
+        };
+        let work = thread.run(move || async move {
+            let hung: Vec<_> = (0..600).map(|_| read(&silent)).collect();
+            let limit = std::time::Duration::from_secs(20);
+            let answered = tokio::time::timeout(limit, read(&file)).await;
+            // All of them are at the end of the pipe now.
+            drop(writer);
+            for op in hung {
+                assert_eq!(op.await, 0);
+            }
+            answered
+        });
+        assert_eq!(work.await.unwrap(), Ok(4096));
+    }
+
+    #[tokio::test]
     async fn a_panic_ends_the_task_and_not_the_thread() {
         let thread = IoThread::start("p").unwrap();
         let never: Option<()> = thread.run(|| async { panic!("a bug in a task") }).await;

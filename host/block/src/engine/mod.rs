@@ -9,6 +9,7 @@ pub(crate) mod background;
 pub mod buffer;
 mod iothread;
 mod iov;
+mod lanes;
 mod op;
 pub mod polling;
 mod pool;

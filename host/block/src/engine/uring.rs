@@ -7,7 +7,6 @@
 //! Invariant: an operation's file and memory live in `inflight` from submission
 //! until its completion was reaped, whatever happened to the waiting future.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
@@ -16,15 +15,16 @@ use io_uring::{IoUring, opcode, types};
 use slab::Slab;
 use tokio::sync::Notify;
 
+use super::lanes::Lanes;
 use super::op::{Completion, Op, OpKind};
 
 /// Submission queue entries: a turn rarely queues more, and more is only a
-/// second `io_uring_enter`. The completion queue is twice as large, and
-/// `inflight` is kept below it, so it never overflows.
+/// second `io_uring_enter`.
 const ENTRIES: u32 = 256;
 
-/// Operations in the kernel at one time; others wait in `backlog`.
-const INFLIGHT_MAX: usize = ENTRIES as usize * 2;
+/// Completion queue entries, and so operations in the kernel at one time; others wait in `lanes`.
+/// Room for sixteen files that do not answer; 32 KiB.
+const INFLIGHT_MAX: u32 = 2048;
 
 struct InFlight {
     done: Completion,
@@ -42,7 +42,9 @@ unsafe impl Send for InFlight {}
 pub(crate) struct Ring {
     ring: IoUring,
     inflight: Slab<InFlight>,
-    backlog: VecDeque<(Op, Completion)>,
+    /// What the completion queue holds, so that it never overflows.
+    inflight_max: usize,
+    lanes: Lanes<(Op, Completion)>,
     queued: usize,
     /// Completions delivered since the start.
     reaped: u64,
@@ -56,12 +58,14 @@ impl Ring {
         let ring = IoUring::builder()
             .setup_coop_taskrun()
             .setup_single_issuer()
+            .setup_cqsize(INFLIGHT_MAX)
             .build(ENTRIES)
             .or_else(|_| IoUring::new(ENTRIES))?;
         Ok(Self {
+            inflight_max: ring.params().cq_entries() as usize,
             ring,
             inflight: Slab::new(),
-            backlog: VecDeque::new(),
+            lanes: Lanes::new(),
             queued: 0,
             reaped: 0,
             delivered: Rc::default(),
@@ -74,10 +78,14 @@ impl Ring {
 
     /// Queue an operation; [`Ring::submit`] hands it to the kernel.
     pub(crate) fn push(&mut self, op: Op, done: Completion) {
-        if self.inflight.len() >= INFLIGHT_MAX {
-            self.backlog.push_back((op, done));
-            return;
+        let room = self.inflight.len() < self.inflight_max;
+        let file = op.fd.as_raw_fd();
+        if let Some((op, done)) = self.lanes.enter(file, (op, done), room) {
+            self.start(op, done);
         }
+    }
+
+    fn start(&mut self, op: Op, done: Completion) {
         let fd = types::Fd(op.fd.as_raw_fd());
         let mut iovecs = Vec::new();
         let entry = match &op.kind {
@@ -167,6 +175,7 @@ impl Ring {
             };
             reaped += 1;
             if let Some(entry) = self.inflight.try_remove(cqe.user_data() as usize) {
+                self.lanes.leave(entry.op.fd.as_raw_fd());
                 entry.finish(cqe.result());
             }
         }
@@ -174,11 +183,11 @@ impl Ring {
             self.reaped = self.reaped.wrapping_add(reaped as u64);
             self.delivered.notify_waiters();
         }
-        while self.inflight.len() < INFLIGHT_MAX {
-            let Some((op, done)) = self.backlog.pop_front() else {
+        while self.inflight.len() < self.inflight_max {
+            let Some((op, done)) = self.lanes.next() else {
                 break;
             };
-            self.push(op, done);
+            self.start(op, done);
         }
         reaped
     }
@@ -211,7 +220,7 @@ impl Ring {
     /// Submit and deliver until nothing more is ready.
     pub(crate) fn turn(&mut self) {
         self.submit();
-        // Reaping makes room for the backlog, which must be submitted in turn.
+        // Reaping makes room for what waits, which must be submitted in turn.
         while self.reap() > 0 || self.needs_submit() {
             self.submit();
         }
