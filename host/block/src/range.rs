@@ -103,6 +103,17 @@ impl ByteRange {
         };
         Self::between(start, self.end() & !(unit - 1))
     }
+
+    /// Cut wherever a multiple of `unit` (a power of two) lies inside.
+    pub fn cut_at(self, unit: u64) -> impl Iterator<Item = Self> {
+        let mut at = self.offset;
+        std::iter::from_fn(move || {
+            let next = (at & !(unit - 1)).saturating_add(unit).min(self.end());
+            let piece = (at < self.end()).then(|| Self::between(at, next));
+            at = next;
+            piece
+        })
+    }
 }
 
 impl fmt::Debug for ByteRange {
@@ -128,6 +139,21 @@ mod tests {
         assert_eq!(r.align_out(512), ByteRange::between(0, 1536));
         assert_eq!(r.align_in(512), ByteRange::between(512, 1024));
         assert!(ByteRange::between(1, 511).align_in(512).is_empty());
+    }
+
+    #[test]
+    fn cutting_leaves_nothing_out() {
+        let cut = |start, end| -> Vec<_> {
+            let pieces = ByteRange::between(start, end).cut_at(512);
+            pieces.map(|r| (r.offset(), r.end())).collect()
+        };
+        assert_eq!(cut(100, 1500), [(100, 512), (512, 1024), (1024, 1500)]);
+        assert_eq!(cut(512, 1024), [(512, 1024)]);
+        assert_eq!(cut(7, 8), [(7, 8)]);
+        assert_eq!(cut(7, 7), []);
+        assert_eq!(cut(u64::MAX, u64::MAX), []);
+        let far = ByteRange::END_MAX;
+        assert_eq!(cut(far - 1, far), [(far - 1, far)]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::{RwLock, RwLockReadGuard};
 
-use crate::engine::buffer::{Buf, IoMem};
+use crate::engine::buffer::{BOUNCE_MAX, Buf, IoMem};
 use crate::engine::transfer::{Landing, Payload};
 use crate::node::{NodeFuture, Status};
 use crate::{ByteRange, Errno};
@@ -123,12 +123,29 @@ impl RemoteNode {
         if self.is_aligned(range) {
             return self.read_blocks(offset, mem).await;
         }
+        for piece in self.bounces(range) {
+            let mem = mem.part((piece.offset() - offset) as usize, piece.len() as usize);
+            if self.is_aligned(piece) {
+                self.read_blocks(piece.offset(), mem).await?;
+                continue;
+            }
+            let (buf, at) = self.read_around(piece).await?;
+            mem.copy_from(&buf.as_slice()[at..at + mem.len()]);
+        }
+        Ok(())
+    }
+
+    /// Pieces that are aligned, or take little memory to be.
+    fn bounces(&self, range: ByteRange) -> impl Iterator<Item = ByteRange> + use<> {
+        range.cut_at(BOUNCE_MAX.max(u64::from(self.limits.block_min)))
+    }
+
+    /// The whole blocks around the range, and where in them it begins.
+    async fn read_around(&self, range: ByteRange) -> Outcome<(Buf, usize)> {
         let wide = range.align_out(u64::from(self.limits.block_min));
         let buf = Buf::zeroed(wide.len() as usize);
         self.read_blocks(wide.offset(), buf.io()).await?;
-        let at = (offset - wide.offset()) as usize;
-        mem.copy_from(&buf.as_slice()[at..at + mem.len()]);
-        Ok(())
+        Ok((buf, (range.offset() - wide.offset()) as usize))
     }
 
     async fn read_blocks(&self, offset: u64, mem: IoMem) -> Outcome<()> {
@@ -158,12 +175,18 @@ impl RemoteNode {
             return self.write_blocks(offset, mem, fua).await;
         }
         let _alone = self.partial.write().await;
-        let wide = range.align_out(u64::from(self.limits.block_min));
-        let mut buf = Buf::zeroed(wide.len() as usize);
-        self.read_blocks(wide.offset(), buf.io()).await?;
-        let at = (offset - wide.offset()) as usize;
-        mem.copy_to(&mut buf.as_mut_slice()[at..at + mem.len()]);
-        self.write_blocks(wide.offset(), buf.io(), fua).await
+        for piece in self.bounces(range) {
+            let mem = mem.part((piece.offset() - offset) as usize, piece.len() as usize);
+            if self.is_aligned(piece) {
+                self.write_blocks(piece.offset(), mem, fua).await?;
+                continue;
+            }
+            let (mut buf, at) = self.read_around(piece).await?;
+            mem.copy_to(&mut buf.as_mut_slice()[at..at + mem.len()]);
+            let start = piece.offset() - at as u64;
+            self.write_blocks(start, buf.io(), fua).await?;
+        }
+        Ok(())
     }
 
     async fn write_blocks(&self, offset: u64, mem: IoMem, fua: bool) -> Outcome<()> {

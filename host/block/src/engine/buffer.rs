@@ -19,6 +19,10 @@ pub use super::iov::{Iov, Piece};
 /// up to 4 KiB, which is what Linux supports for file systems' direct I/O.
 pub const BUFFER_ALIGN: usize = 4096;
 
+/// Memory that one request may take to be made fit for a file or server: a request may be as long
+/// as its sender likes. A power of two.
+pub(crate) const BOUNCE_MAX: u64 = 2 << 20;
+
 /// The kernel's `IOV_MAX`: a longer vector is refused.
 const PIECES_MAX: usize = 1024;
 

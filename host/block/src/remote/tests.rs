@@ -1,5 +1,6 @@
 //! A server in memory that insists on its limits.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::*;
@@ -11,6 +12,65 @@ const MAX: u32 = 2048;
 
 #[derive(Debug)]
 struct Memory(Mutex<Vec<u8>>);
+
+/// Remembers the longest request.
+#[derive(Debug, Default)]
+struct Longest(AtomicUsize);
+
+impl Remote for Longest {
+    fn len_bytes(&self) -> u64 {
+        1 << 30
+    }
+    fn limits(&self) -> RemoteLimits {
+        RemoteLimits {
+            block_min: 4096,
+            preferred: 4096,
+            transfer_max: 1 << 30,
+            effect_max: 1 << 30,
+        }
+    }
+    fn name(&self) -> String {
+        "longest".to_owned()
+    }
+    fn read(&self, _offset: u64, into: Landing) {
+        self.0.fetch_max(into.len(), Ordering::Relaxed);
+        into.finish(Ok(()));
+    }
+    fn write(&self, _offset: u64, from: Payload, _fua: bool) -> NodeFuture<'_, ()> {
+        self.0.fetch_max(from.len(), Ordering::Relaxed);
+        Box::pin(std::future::ready(Ok(())))
+    }
+    fn flush(&self) -> NodeFuture<'_, ()> {
+        unreachable!()
+    }
+    fn discard(&self, _: ByteRange) -> NodeFuture<'_, ()> {
+        unreachable!()
+    }
+    fn zero(&self, _: ByteRange, _: bool, _: bool) -> NodeFuture<'_, ()> {
+        unreachable!()
+    }
+    fn prefetch(&self, _: ByteRange) -> NodeFuture<'_, ()> {
+        unreachable!()
+    }
+    fn status(&self, _: ByteRange) -> NodeFuture<'_, Status> {
+        unreachable!()
+    }
+    fn close(&self) -> NodeFuture<'_, ()> {
+        unreachable!()
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_aligned_takes_little_memory() {
+    let longest = Arc::new(Longest::default());
+    let node = RemoteNode::new(longest.clone());
+    let buf = Buf::zeroed(5 << 20);
+    for offset in [1, 4095, 8191] {
+        node.read(offset, buf.io()).await.unwrap();
+        node.write(offset, buf.io(), false).await.unwrap();
+    }
+    assert!(longest.0.load(Ordering::Relaxed) as u64 <= BOUNCE_MAX);
+}
 
 impl Memory {
     fn check(&self, range: ByteRange) {
