@@ -20,5 +20,7 @@ mod uring;
 
 pub(crate) use iothread::submit;
 pub use iothread::{Aio, IoThread};
+#[cfg(test)]
+pub(crate) use op::{Completion, OpFuture};
 pub(crate) use op::{Op, OpKind};
 pub use reactor::{READABLE, register, register_readable};

@@ -8,7 +8,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::engine::buffer::{Buf, IoMem};
+use tokio::sync::{MutexGuard, RwLockReadGuard};
+
+use crate::engine::buffer::{BOUNCE_MAX, Buf, IoMem};
 use crate::engine::{Op, OpKind, submit};
 use crate::{ByteRange, Errno};
 
@@ -49,12 +51,17 @@ impl Inner {
     }
 
     async fn read_bounced(&self, offset: u64, mem: &IoMem) -> Result<()> {
+        let align = u64::from(self.align());
         let range = ByteRange::between(offset, offset + mem.len() as u64);
-        let outer = range.align_out(u64::from(self.align()));
-        let buf = Buf::zeroed(usize::try_from(outer.len()).map_err(|_| Errno::NoMem)?);
-        Box::pin(self.read(outer.offset(), buf.io())).await?;
-        let skip = (offset - outer.offset()) as usize;
-        mem.copy_from(&buf.as_slice()[skip..skip + mem.len()]);
+        let mut bounce = bounce(range, align)?;
+        for piece in range.cut_at(BOUNCE_MAX) {
+            let outer = piece.align_out(align);
+            bounce.set_len(outer.len() as usize);
+            Box::pin(self.read(outer.offset(), bounce.io())).await?;
+            let skip = (piece.offset() - outer.offset()) as usize;
+            let part = mem.part((piece.offset() - offset) as usize, piece.len() as usize);
+            part.copy_from(&bounce.as_slice()[skip..skip + part.len()]);
+        }
         Ok(())
     }
 
@@ -64,18 +71,32 @@ impl Inner {
         if mem.len() == 0 {
             return Ok(());
         }
+        if fua && !self.is_direct() {
+            // A durable write that fails would hear, instead of the flush that follows, of
+            // pages of others that were lost.
+            self.write_plainly(offset, mem, false).await?;
+            return self.flush().await;
+        }
+        self.write_plainly(offset, mem, fua).await
+    }
+
+    async fn write_plainly(&self, offset: u64, mem: IoMem, fua: bool) -> Result<()> {
         let end = offset + mem.len() as u64;
         if self.align() > 1 && !self.is_aligned(offset, &mem) {
             return self.write_bounced(offset, &mem, fua).await;
         }
-        let _growing = if self.align() > 1 && end > self.len() {
-            Some(self.tail.read().await)
-        } else {
-            None
-        };
+        let _growing = self.growing(end).await;
         self.write_whole(offset, &mem, fua).await?;
         self.len.fetch_max(end, Ordering::AcqRel);
         Ok(())
+    }
+
+    /// Held while something makes the file longer, up to `end`.
+    async fn growing(&self, end: u64) -> Option<RwLockReadGuard<'_, ()>> {
+        match self.align() > 1 && end > self.len() {
+            true => Some(self.tail.read().await),
+            false => None,
+        }
     }
 
     async fn write_whole(&self, offset: u64, mem: &IoMem, fua: bool) -> Result<()> {
@@ -105,51 +126,44 @@ impl Inner {
 
     /// Whole blocks around what is not aligned: read, changed, written.
     async fn write_bounced(&self, offset: u64, mem: &IoMem, fua: bool) -> Result<()> {
+        let align = u64::from(self.align());
         let range = ByteRange::between(offset, offset + mem.len() as u64);
-        let outer = range.align_out(u64::from(self.align()));
-        let mut buf = Buf::zeroed(usize::try_from(outer.len()).map_err(|_| Errno::NoMem)?);
+        let end = range.align_out(align).end();
         let _one_at_a_time = self.rmw.lock().await;
         // The padding is cut off again: nobody may put anything there between.
-        let tail = if !self.device && outer.end() > self.len() {
+        let tail = if !self.device && end > self.len() {
             Some(self.tail.write().await)
         } else {
             None
         };
         let len = self.len().max(range.end());
-        if outer != range {
-            Box::pin(self.read(outer.offset(), buf.io())).await?;
+        let mut bounce = bounce(range, align)?;
+        for piece in range.cut_at(BOUNCE_MAX) {
+            let outer = piece.align_out(align);
+            bounce.set_len(outer.len() as usize);
+            if outer != piece {
+                Box::pin(self.read(outer.offset(), bounce.io())).await?;
+            }
+            let skip = (piece.offset() - outer.offset()) as usize;
+            let part = mem.part((piece.offset() - offset) as usize, piece.len() as usize);
+            part.copy_to(&mut bounce.as_mut_slice()[skip..skip + part.len()]);
+            self.write_whole(outer.offset(), &bounce.io(), fua).await?;
         }
-        let skip = (offset - outer.offset()) as usize;
-        mem.copy_to(&mut buf.as_mut_slice()[skip..skip + mem.len()]);
-        self.write_whole(outer.offset(), &buf.io(), fua).await?;
-        if tail.is_some() && outer.end() > len {
+        if tail.is_some() && end > len {
             self.cut(len)?;
         }
         self.len.fetch_max(range.end(), Ordering::AcqRel);
         Ok(())
     }
 
-    /// Everything written so far becomes durable.
-    pub(super) async fn flush(&self) -> Result<()> {
-        if self.no_flush.load(Ordering::Acquire) || self.read_only.load(Ordering::Acquire) {
-            return Ok(());
+    /// Held while something is done to parts of blocks, which a write of other parts of them
+    /// would undo.
+    async fn alone_in(&self, range: ByteRange) -> Option<MutexGuard<'_, ()>> {
+        let align = u64::from(self.align());
+        match (range.offset() | range.end()).is_multiple_of(align) {
+            true => None,
+            false => Some(self.rmw.lock().await),
         }
-        if self.lost.load(Ordering::Acquire) {
-            return Err(Errno::Io);
-        }
-        let traced = self.trace.as_ref().map(|t| (t, t.flush()));
-        if let Err(e) = self.op(0, OpKind::Datasync).await {
-            // The kernel reports a lost page once and forgets it: the next
-            // flush would succeed, and lie.
-            if !self.is_direct() {
-                self.lost.store(true, Ordering::Release);
-            }
-            return Err(e);
-        }
-        if let Some((trace, id)) = traced {
-            trace.flushed(id);
-        }
-        Ok(())
     }
 
     /// Give the range back to the file system if discards are wanted.
@@ -158,6 +172,7 @@ impl Inner {
         if !wanted || range.is_empty() {
             return Ok(());
         }
+        let _alone = self.alone_in(range).await;
         let punched = self.punch(range).await;
         let counts = &self.discards;
         match punched {
@@ -192,6 +207,7 @@ impl Inner {
         }
         let unmap = self.unmap.load(Ordering::Acquire) && self.can_punch.load(Ordering::Relaxed);
         let unmap = may_unmap && unmap;
+        let _alone = self.alone_in(range).await;
         // Punching does not make a file longer.
         if unmap && range.end() <= self.len() {
             match self.punch(range).await {
@@ -202,6 +218,7 @@ impl Inner {
         if !self.can_zero.load(Ordering::Relaxed) {
             return Err(Errno::NotSup);
         }
+        let _growing = self.growing(range.end()).await;
         let (result, ever) = self.fallocate(libc::FALLOC_FL_ZERO_RANGE, range).await;
         if !ever {
             self.can_zero.store(false, Ordering::Relaxed);
@@ -236,12 +253,20 @@ impl Inner {
             return Ok(());
         }
         if self.device {
-            return Err(Errno::NotSup);
+            // Whoever owns it may have made it longer.
+            return match len <= self.len_again() {
+                true => Ok(()),
+                false => Err(Errno::NoSpc),
+            };
         }
         let last = OpKind::Fallocate { mode: 0, len: 1 };
+        let growing = self.growing(len).await;
         match self.op(len - 1, last).await {
             Ok(_) => {}
-            Err(Errno::NotSup | Errno::Inval) => return self.set_len(len).await,
+            Err(Errno::NotSup | Errno::Inval) => {
+                drop(growing);
+                return self.set_len(len).await;
+            }
             Err(e) => return Err(e),
         }
         if let Some(trace) = &self.trace {
@@ -254,10 +279,9 @@ impl Inner {
     /// Change the length.
     pub(super) async fn set_len(&self, len: u64) -> Result<()> {
         if self.device {
-            return if len <= self.len() {
-                Ok(())
-            } else {
-                Err(Errno::NotSup)
+            return match len <= self.len_again() {
+                true => Ok(()),
+                false => Err(Errno::NotSup),
             };
         }
         let _alone = self.tail.write().await;
@@ -273,13 +297,17 @@ impl Inner {
         Ok(())
     }
 
-    async fn op(&self, offset: u64, kind: OpKind) -> Result<usize> {
+    pub(super) async fn op(&self, offset: u64, kind: OpKind) -> Result<usize> {
         loop {
             let op = Op {
                 fd: self.fd.clone(),
                 offset,
                 kind: kind.clone(),
             };
+            #[cfg(test)]
+            if let Some(answer) = self.answered(&op.kind) {
+                return super::tests::transferred(answer.await);
+            }
             let n = if self.writes_inline(&op.kind) {
                 let before = Instant::now();
                 let n = op.run_blocking();
@@ -310,6 +338,12 @@ impl Inner {
             _ => false,
         }
     }
+}
+
+/// Memory for the blocks around any piece of the range.
+fn bounce(range: ByteRange, align: u64) -> Result<Buf> {
+    let len = range.align_out(align).len().min(BOUNCE_MAX);
+    Ok(Buf::zeroed(usize::try_from(len).map_err(|_| Errno::NoMem)?))
 }
 
 /// What one operation can take of what is not done yet.

@@ -6,6 +6,7 @@
 //! operation that reaches the kernel is aligned; a change that was begun is
 //! finished even if nobody waits for it.
 
+mod flush;
 mod io;
 mod lock;
 mod open;
@@ -89,12 +90,14 @@ struct Inner {
     can_punch: AtomicBool,
     discards: DiscardCounts,
     can_zero: AtomicBool,
+    flusher: flush::Flusher,
     /// A flush failed: what the page cache held may be gone.
     lost: AtomicBool,
     /// Milliseconds since `started` until which writes avoid the inline path.
     stalled_until: AtomicU64,
     started: Instant,
-    /// Serialises read-modify-write of unaligned direct writes.
+    /// Serialises what changes parts of blocks: direct writes that read and write whole ones,
+    /// zeroes and holes that end inside of one.
     rmw: AsyncMutex<()>,
     /// Shared by direct writes that make the file longer, exclusive for whoever
     /// makes it shorter.
@@ -102,6 +105,9 @@ struct Inner {
     locks: lock::Locks,
     /// Of a crash test; a daemon has none.
     trace: Option<Arc<Trace>>,
+    /// Answers operations in the kernel's place.
+    #[cfg(test)]
+    kernel: Option<tests::Kernel>,
 }
 
 impl Inner {
@@ -180,12 +186,15 @@ impl HostFile {
             can_punch: AtomicBool::new(true),
             discards: DiscardCounts::default(),
             can_zero: AtomicBool::new(true),
+            flusher: flush::Flusher::default(),
             lost: AtomicBool::new(false),
             stalled_until: AtomicU64::new(0),
             started: Instant::now(),
             rmw: AsyncMutex::new(()),
             tail: AsyncRwLock::new(()),
             trace: None,
+            #[cfg(test)]
+            kernel: None,
             options,
         })))
     }
@@ -336,8 +345,10 @@ impl HostFile {
     }
 
     /// Everything written so far becomes durable.
-    pub(crate) async fn flush(&self) -> std::result::Result<(), Errno> {
-        self.0.flush().await
+    pub(crate) fn flush(&self) -> Change {
+        let inner = self.0.clone();
+        // To its end: another flush must not ask the kernel while this one does.
+        Finish::new(async move { inner.flush().await })
     }
 
     /// Give the range back to the file system if discards are wanted.

@@ -13,8 +13,8 @@ use rustix::fs::OFlags;
 use crate::engine::syscalls;
 use crate::error::Result;
 
-use super::HostFile;
 use super::open::{could_not_open, direct_align};
+use super::{HostFile, Inner};
 
 /// What a file that is open can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,18 @@ pub struct FileMode {
     pub no_flush: bool,
     /// `discard=unmap`.
     pub unmap: bool,
+}
+
+impl Inner {
+    /// The length of a device that somebody may have made longer.
+    pub(super) fn len_again(&self) -> u64 {
+        use rustix::fs::{SeekFrom, seek};
+        // Nothing uses the position of this descriptor.
+        if let Ok(len) = seek(&self.fd, SeekFrom::End(0)) {
+            self.len.fetch_max(len, Ordering::AcqRel);
+        }
+        self.len()
+    }
 }
 
 impl HostFile {
@@ -108,7 +120,7 @@ impl HostFile {
         }
     }
 
-    /// What the system says; devices keep their length.
+    /// What the system says; devices are asked when somebody needs them to be longer.
     fn len_now(&self) -> Option<u64> {
         if self.0.device {
             return None;

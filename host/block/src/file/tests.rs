@@ -1,11 +1,88 @@
 //! Host files against a model, buffered and direct, on ring and pool.
 
+use std::future::Future;
 use std::path::Path;
 
 use super::*;
 use crate::IoThread;
-use crate::engine::Aio;
-use crate::engine::buffer::{Buf, IoMem};
+use crate::engine::buffer::{BOUNCE_MAX, Buf, IoMem};
+use crate::engine::{Aio, Completion, OpFuture, OpKind};
+
+type Ask = dyn Fn(&OpKind) -> Option<OpFuture> + Send + Sync;
+
+/// Sees every operation, and may answer it with bytes or `-errno` instead of the system.
+pub(super) struct Kernel(Box<Ask>);
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Kernel")
+    }
+}
+
+impl Inner {
+    pub(super) fn answered(&self, kind: &OpKind) -> Option<OpFuture> {
+        self.kernel.as_ref().and_then(|it| (it.0)(kind))
+    }
+}
+
+pub(super) fn transferred(n: i32) -> std::result::Result<usize, Errno> {
+    usize::try_from(n).map_err(|_| Errno::from_raw(-n))
+}
+
+/// Whoever makes something durable, and what is to be answered.
+type Syncs = Arc<std::sync::Mutex<Vec<Completion>>>;
+
+fn with_kernel(
+    mut file: HostFile,
+    ask: impl Fn(&OpKind) -> Option<OpFuture> + Send + Sync + 'static,
+) -> HostFile {
+    let inner = Arc::get_mut(&mut file.0).unwrap();
+    inner.kernel = Some(Kernel(Box::new(ask)));
+    file
+}
+
+/// A file whose durability the test decides about.
+fn with_syncs(file: HostFile) -> (HostFile, Syncs) {
+    let syncs = Syncs::default();
+    let asked = syncs.clone();
+    let file = with_kernel(file, move |kind| {
+        matches!(kind, OpKind::Datasync | OpKind::Write(_, true)).then(|| {
+            let (future, done) = OpFuture::new();
+            asked.lock().unwrap().push(done);
+            future
+        })
+    });
+    (file, syncs)
+}
+
+/// Answers whoever asks first so, and all others that it is well.
+async fn answer(syncs: &Syncs, first: i32, until: &AtomicBool) {
+    let mut answer = first;
+    while !until.load(Ordering::Relaxed) {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        for asked in std::mem::take(&mut *syncs.lock().unwrap()) {
+            asked.set(std::mem::replace(&mut answer, 0));
+        }
+    }
+}
+
+/// To its end, while the kernel says what it lost: once, and then no word of it any more.
+async fn while_losing<T>(syncs: &Syncs, work: impl Future<Output = T>) -> T {
+    while_answering(syncs, -libc::EIO, work).await
+}
+
+async fn while_answering<T>(syncs: &Syncs, first: i32, work: impl Future<Output = T>) -> T {
+    let over = AtomicBool::new(false);
+    let work = async {
+        let done = work.await;
+        over.store(true, Ordering::Relaxed);
+        done
+    };
+    let answers = answer(syncs, first, &over);
+    futures_util::future::join(work, answers).await.0
+}
 
 struct Random(u64);
 
@@ -159,6 +236,127 @@ async fn a_request_of_more_pieces_than_the_kernel_takes() {
             assert_eq!(a.as_slice(), b.as_slice());
         }
     }
+}
+
+#[tokio::test]
+async fn flushes_at_the_same_time_have_one_outcome() {
+    let temp = temp();
+    let (file, syncs) = with_syncs(open(temp.path(), false, Aio::Threads));
+    let both = futures_util::future::join(file.flush(), file.flush());
+    let both = while_losing(&syncs, both).await;
+    assert_eq!(both, (Err(Errno::Io), Err(Errno::Io)));
+    assert_eq!(file.flush().await, Err(Errno::Io), "for good");
+}
+
+#[tokio::test]
+async fn flushes_that_wait_share_the_next_one() {
+    let temp = temp();
+    let (file, syncs) = with_syncs(open(temp.path(), true, Aio::Threads));
+    let flushes = futures_util::future::join_all((0..5).map(|_| file.flush()));
+    let done = while_losing(&syncs, flushes).await;
+    let (first, rest) = done.split_first().unwrap();
+    assert_eq!(*first, Err(Errno::Io));
+    assert_eq!(rest, [Ok(()); 4], "direct writes told of their loss");
+    assert_eq!(file.0.flusher.begun(), 2);
+}
+
+#[tokio::test]
+async fn a_flush_that_nobody_waits_for_still_counts() {
+    let temp = temp();
+    let (file, syncs) = with_syncs(open(temp.path(), false, Aio::Threads));
+    let mut left = file.flush();
+    let begun = futures_util::future::poll_immediate(&mut left).await;
+    assert_eq!(begun, None);
+    drop(left);
+    assert_eq!(while_losing(&syncs, file.flush()).await, Err(Errno::Io));
+}
+
+#[tokio::test]
+async fn a_durable_write_does_not_hide_what_was_lost() {
+    let temp = temp();
+    let (file, syncs) = with_syncs(open(temp.path(), false, Aio::Threads));
+    let bytes = Buf::from_slice(&[7; 512]);
+    file.write(0, bytes.io(), false).await.unwrap();
+    let durable = while_losing(&syncs, file.write(512, bytes.io(), true)).await;
+    assert_eq!(durable, Err(Errno::Io));
+    let flushed = while_answering(&syncs, 0, file.flush()).await;
+    assert_eq!(flushed, Err(Errno::Io), "the first write may be gone");
+}
+
+#[tokio::test]
+async fn a_durable_write_that_has_no_room_loses_nothing() {
+    let temp = temp();
+    let file = open(temp.path(), false, Aio::Threads);
+    let bytes = Buf::from_slice(&[7; 512]);
+    let far = ByteRange::END_MAX - 4096;
+    assert_eq!(file.write(far, bytes.io(), true).await, Err(Errno::FBig));
+    assert_eq!(file.flush().await, Ok(()));
+    assert_eq!(file.write(0, bytes.io(), true).await, Ok(()));
+}
+
+/// A direct file of which the kernel is said to want whole pages.
+fn in_pages(path: &Path) -> HostFile {
+    let file = open(path, true, Aio::Threads);
+    file.0.align.store(4096, Ordering::Relaxed);
+    file
+}
+
+#[tokio::test]
+async fn zeroes_and_writes_of_one_block_do_not_undo_each_other() {
+    let temp = temp();
+    temp.as_file().set_len(8192).unwrap();
+    let file = in_pages(temp.path());
+    let owners = (0..4u64).map(|owner| {
+        let file = file.clone();
+        async move {
+            let mut random = Random(owner + 1);
+            let start = owner * 1536;
+            for round in 0..150u64 {
+                let byte = (round % 250) as u8 + 1;
+                let range = ByteRange::between(start, start + 512 * (1 + random.below(3)));
+                let mem = Buf::from_slice(&[byte; 1536]);
+                let expected = match (owner + round) % 3 {
+                    0 => file.zero(range, true).await.map(|()| 0),
+                    1 => file.zero(range, false).await.map(|()| 0),
+                    _ => {
+                        let mem = mem.io_part(0, range.len() as usize);
+                        file.write(range.offset(), mem, false).await.map(|()| byte)
+                    }
+                };
+                let expected = match expected {
+                    Err(Errno::NotSup) => continue,
+                    other => other.unwrap(),
+                };
+                let found = read(&file, range.offset(), range.len() as usize).await;
+                assert!(found.iter().all(|it| *it == expected), "{owner} {round}");
+            }
+        }
+    });
+    futures_util::future::join_all(owners).await;
+}
+
+#[tokio::test]
+async fn what_is_not_aligned_bounces_in_pieces() {
+    let temp = temp();
+    let largest = Arc::new(AtomicU64::new(0));
+    let seen = largest.clone();
+    let file = with_kernel(in_pages(temp.path()), move |kind| {
+        if let OpKind::Read(mem) | OpKind::Write(mem, _) = kind {
+            seen.fetch_max(mem.len() as u64, Ordering::Relaxed);
+        }
+        None
+    });
+    let bytes: Vec<u8> = (0..3 * BOUNCE_MAX + 1000)
+        .map(|i| (i % 251) as u8)
+        .collect();
+    for offset in [1, 512, BOUNCE_MAX - 700] {
+        let buf = Buf::from_slice(&bytes);
+        file.write(offset, buf.io(), false).await.unwrap();
+        assert_eq!(file.len(), offset + bytes.len() as u64);
+        assert!(read(&file, offset, bytes.len()).await == bytes, "{offset}");
+        file.set_len(0).await.unwrap();
+    }
+    assert_eq!(largest.load(Ordering::Relaxed), BOUNCE_MAX);
 }
 
 #[test]
