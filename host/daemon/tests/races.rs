@@ -9,8 +9,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 use support::*;
 
-/// A daemon with three monitors, the image `a` below the `blkdebug` node `d`, which holds it up, and
-/// the image `b`. Both images have a persistent bitmap.
+/// A daemon with three monitors, the image `a` below the `blkdebug` node `d`, which holds it up,
+/// and the image `b`. Both images have a persistent bitmap.
 struct Race {
     daemon: Daemon,
     one: Qmp,
