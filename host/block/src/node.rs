@@ -192,8 +192,14 @@ impl Node {
             Kind::File(file) => file.try_read(offset, iov),
             Kind::Raw(raw) => {
                 let window = raw.now();
-                let offset = window.offset.checked_add(offset)?;
-                window.child.try_read_iov(offset, iov)
+                let (at, shown) = match window.shown(offset, iov.len() as u64) {
+                    Ok(shown) => shown,
+                    Err(e) => return Some(Err(e)),
+                };
+                let read = window.child.try_read_iov(at, iov.part(0, shown as usize));
+                iov.part(shown as usize, iov.len() - shown as usize)
+                    .fill_zero();
+                read
             }
             Kind::Null { .. } => {
                 iov.fill_zero();
@@ -224,8 +230,11 @@ impl Node {
             Kind::File(file) => file.try_write(offset, iov),
             Kind::Raw(raw) => {
                 let window = raw.now();
-                let offset = window.offset.checked_add(offset)?;
-                window.child.try_write_iov(offset, iov)
+                let range = ByteRange::new(offset, iov.len() as u64).ok_or(Errno::Inval);
+                match range.and_then(|range| window.place(range)) {
+                    Ok(range) => window.child.try_write_iov(range.offset(), iov),
+                    Err(e) => Some(Err(e)),
+                }
             }
             Kind::Null { .. } => Some(Ok(())),
             Kind::Filter(filter) => filter.try_write(offset, iov),
@@ -272,9 +281,11 @@ impl Node {
             Kind::Raw(raw) => {
                 let window = raw.get();
                 Box::pin(async move {
-                    let offset = offset.checked_add(window.offset).ok_or(Errno::Inval)?;
+                    let (at, shown) = window.shown(offset, mem.len() as u64)?;
+                    let (shown, len) = (shown as usize, mem.len());
+                    mem.part(shown, len - shown).fill_zero();
                     let child = &window.child;
-                    child.read_as(Event::READ_AIO, offset, mem).await
+                    child.read_as(Event::READ_AIO, at, mem.part(0, shown)).await
                 })
             }
             Kind::Null { .. } => Box::pin(async move {
@@ -302,9 +313,10 @@ impl Node {
             Kind::Raw(raw) => {
                 let window = raw.get();
                 Box::pin(mark.after(async move {
-                    let offset = offset.checked_add(window.offset).ok_or(Errno::Inval)?;
+                    let range = ByteRange::new(offset, mem.len() as u64).ok_or(Errno::Inval)?;
+                    let at = window.place(range)?.offset();
                     let child = &window.child;
-                    child.write_as(Event::WRITE_AIO, offset, mem, fua).await
+                    child.write_as(Event::WRITE_AIO, at, mem, fua).await
                 }))
             }
             Kind::Null { .. } => Box::pin(mark.after(std::future::ready(Ok(())))),
@@ -415,9 +427,7 @@ impl Node {
             Kind::Raw(raw) => {
                 let window = raw.get();
                 Box::pin(
-                    mark.after(
-                        async move { window.child.discard(shift(range, window.offset)?).await },
-                    ),
+                    mark.after(async move { window.child.discard(window.place(range)?).await }),
                 )
             }
             // Nothing happens, and nothing is dirty.
@@ -465,7 +475,7 @@ impl Node {
                 Kind::File(file) => mark.after(file.zero(range, may_unmap)).await,
                 Kind::Raw(raw) => {
                     let window = raw.get();
-                    let range = shift(range, window.offset)?;
+                    let range = window.place(range)?;
                     mark.after(window.child.zero(range, may_unmap, fast)).await
                 }
                 Kind::Null { .. } => Ok(()),
@@ -511,10 +521,7 @@ impl Node {
         match &self.kind {
             Kind::Raw(raw) => {
                 let window = raw.get();
-                Box::pin(async move {
-                    let range = shift(range, window.offset)?;
-                    window.child.prefetch(range).await
-                })
+                Box::pin(async move { window.child.prefetch(window.place(range)?).await })
             }
             Kind::Filter(filter) => filter.child().1.prefetch(range),
             Kind::Remote(remote) => Box::pin(remote.prefetch(range)),
@@ -530,7 +537,12 @@ impl Node {
                 Kind::File(file) => file_status(file, range),
                 Kind::Raw(raw) => {
                     let window = raw.get();
-                    window.child.status(shift(range, window.offset)?).await
+                    let (at, shown) = window.shown(range.offset(), len)?;
+                    if shown == 0 {
+                        return Ok(nothing(len));
+                    }
+                    let range = ByteRange::new(at, shown).ok_or(Errno::Inval)?;
+                    window.child.status(range).await
                 }
                 // As in QEMU, what neither is stored nor reads as zeroes is allocated nowhere.
                 Kind::Null { zeroes, .. } => Ok(Status {
@@ -665,23 +677,22 @@ fn refused<'a, T: Send + 'static>(errno: Errno) -> NodeFuture<'a, T> {
     Box::pin(std::future::ready(Err(errno)))
 }
 
-fn shift(range: ByteRange, by: u64) -> std::result::Result<ByteRange, Errno> {
-    let offset = range.offset().checked_add(by).ok_or(Errno::Inval)?;
-    ByteRange::new(offset, range.len()).ok_or(Errno::Inval)
-}
-
-fn file_status(file: &HostFile, range: ByteRange) -> std::result::Result<Status, Errno> {
-    let len = range.len();
-    let zero = |len| Status {
+/// Zeroes that take no space.
+const fn nothing(len: u64) -> Status {
+    Status {
         len,
         data: false,
         zero: true,
         depth: 1,
-    };
+    }
+}
+
+fn file_status(file: &HostFile, range: ByteRange) -> std::result::Result<Status, Errno> {
+    let len = range.len();
     Ok(match file.next_data(range.offset())? {
-        None => zero(len),
+        None => nothing(len),
         Some(data) if data.offset() > range.offset() => {
-            zero(len.min(data.offset() - range.offset()))
+            nothing(len.min(data.offset() - range.offset()))
         }
         Some(data) => {
             let len = len.min(data.end() - range.offset());

@@ -2,14 +2,15 @@
 //!
 //! Any thread. Each request takes the window as it is when the request comes, and ends there. The
 //! control plane exchanges it and then waits until nobody is in the old one: no request is held
-//! up or lost.
+//! up or lost. Invariant: whoever asks, and whatever for, nothing outside of the window is read
+//! or changed.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 
-use crate::Node;
+use crate::{ByteRange, Errno, Node};
 
 /// How often it is looked whether the old window is empty: leaving does not signal.
 const LEAVING_POLL: Duration = Duration::from_micros(200);
@@ -23,6 +24,29 @@ pub struct Window {
     pub offset: u64,
     /// How long it is; `None`: to the end.
     pub size: Option<u64>,
+}
+
+impl Window {
+    /// Where a request of `len` bytes begins in the child, and how many of them the window shows:
+    /// those behind read as zeroes.
+    pub(crate) fn shown(&self, offset: u64, len: u64) -> Result<(u64, u64), Errno> {
+        let at = self.offset.checked_add(offset).ok_or(Errno::Inval)?;
+        let shown = self.size.map_or(len, |size| size.saturating_sub(offset));
+        Ok((at, shown.min(len)))
+    }
+
+    /// The range in the child.
+    ///
+    /// # Errors
+    /// `NoSpc`: it does not end inside the window.
+    pub(crate) fn place(&self, range: ByteRange) -> Result<ByteRange, Errno> {
+        if self.size.is_some_and(|size| range.end() > size) {
+            return Err(Errno::NoSpc);
+        }
+        let offset = range.offset().checked_add(self.offset);
+        let moved = offset.and_then(|offset| ByteRange::new(offset, range.len()));
+        moved.ok_or(Errno::Inval)
+    }
 }
 
 /// The window of a node.

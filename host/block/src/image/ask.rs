@@ -63,6 +63,11 @@ impl Image {
         C: Fn(&Plugin, &T, &Pending) -> Result<Claims, Fault> + Sync,
     {
         let Call { value, txn } = self.call_once(plugin, call).await?;
+        if let Err(e) = self.files.room(&txn) {
+            // No lie: the format cannot know where a window or a device ends.
+            self.drop_instance(plugin);
+            return Err(refused(e));
+        }
         let checked = self
             .check_txn(plugin, &txn)
             .and_then(|pending| Ok((check(plugin, &value, &pending)?, pending)));

@@ -174,9 +174,29 @@ impl ImageFiles {
 
     // === transactions ===
 
+    /// Is there room for what a call asked for, where files cannot grow? Of slots that there are.
+    pub(crate) fn room(&self, txn: &[TxnOp]) -> Result<(), Errno> {
+        let fits = |op: &TxnOp| match op {
+            TxnOp::Grow { slot, size } => self.holds(*slot, *size),
+            op => queued_bytes(op).is_none_or(|(slot, _, range, _)| self.holds(slot, range.end())),
+        };
+        if txn.iter().all(fits) {
+            Ok(())
+        } else {
+            Err(Errno::NoSpc)
+        }
+    }
+
+    /// Can the slot have bytes up to `end`?
+    pub(crate) fn holds(&self, slot: u32, end: u64) -> bool {
+        let max = self.node(slot).ok().and_then(|node| node.len_max());
+        max.is_none_or(|max| end <= max)
+    }
+
     /// Queue what a call asked for; all of it, or on an error nothing that
     /// anyone would notice. Plugin lock.
     pub(crate) async fn queue(&self, txn: &[TxnOp]) -> Result<(), Errno> {
+        self.room(txn)?;
         let mut direct = vec![false; txn.len()];
         for (i, op) in txn.iter().enumerate() {
             match op {
@@ -284,10 +304,11 @@ impl Slot {
         }
     }
 
+    /// Not further than the file can get: what is behind is not there.
     fn reach(&self) -> u64 {
-        self.reach
-            .load(Ordering::Acquire)
-            .max(self.node.len_bytes())
+        let reach = self.reach.load(Ordering::Acquire);
+        let reach = reach.max(self.node.len_bytes());
+        self.node.len_max().map_or(reach, |max| reach.min(max))
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 use crate::engine::background;
-use crate::format::{Extent, Fault, FaultKind, Location, Placement, WriteIntent};
+use crate::format::{Extent, Fault, FaultKind, Location, Placement, WriteIntent, WriteKind};
 use crate::{ByteRange, Errno};
 
 use super::ask::Tries;
@@ -188,6 +188,7 @@ impl Image {
             |plugin: &Plugin, placements: &Vec<Placement>, pending: &Pending| {
                 // Of this instance: a fresh one may count from the start.
                 let is_taken = |token| plugin.reserved.contains_key(&token);
+                self.check_room(intents, placements)?;
                 plugin
                     .verifier
                     .placements(intents, placements, pending, &is_taken)
@@ -209,6 +210,23 @@ impl Image {
             placements: out,
             generation: plugin.generation,
         })
+    }
+
+    /// Space past where a file can get is none: a format that needs more asks for it.
+    fn check_room(&self, intents: &[WriteIntent], placements: &[Placement]) -> Result<(), Fault> {
+        for p in placements {
+            let len = match intents.get(p.intent as usize) {
+                Some(intent) if intent.kind == WriteKind::Compressed => intent.stored_len.into(),
+                _ => p.covers.len(),
+            };
+            if !self.files.holds(p.slot, p.offset.saturating_add(len)) {
+                return Err(Fault {
+                    kind: FaultKind::BadExtent,
+                    message: format!("placement {p:?} is past the end of its file"),
+                });
+            }
+        }
+        Ok(())
     }
 
     // === commit ===

@@ -73,6 +73,26 @@ impl Node {
         }
     }
 
+    /// How long the node can become by what is written to it and by growing; `None`: as long as
+    /// its file system has it.
+    pub(crate) fn len_max(&self) -> Option<u64> {
+        match &self.kind {
+            Kind::File(file) => file.is_device().then(|| file.len()),
+            Kind::Raw(raw) => {
+                let window = raw.now();
+                let child = window.child.len_max();
+                let rest = child.map(|max| max.saturating_sub(window.offset));
+                match (window.size, rest) {
+                    (Some(size), Some(rest)) => Some(size.min(rest)),
+                    (size, rest) => size.or(rest),
+                }
+            }
+            Kind::Null { .. } => None,
+            Kind::Filter(filter) => filter.child().1.len_max(),
+            Kind::Image(_) | Kind::Remote(_) => Some(self.size()),
+        }
+    }
+
     /// Does a write past the end make the node longer? True of files, and of what shows all of one.
     #[must_use]
     pub fn grows_by_writing(&self) -> bool {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Kind, Node, shift};
+use super::{Kind, Node};
 use crate::{ByteRange, Errno};
 
 /// The first piece of a range, as far as it is known without waiting.
@@ -73,9 +73,11 @@ impl Node {
             },
             Kind::Raw(raw) => {
                 let window = raw.now();
-                match shift(range, window.offset) {
-                    Ok(range) => window.child.segment(range),
-                    Err(_) => Segment::Unknown { len },
+                let shown = window.shown(range.offset(), len).ok();
+                match shown.and_then(|(at, shown)| ByteRange::new(at, shown)) {
+                    Some(range) if range.is_empty() && len > 0 => Segment::Zero { len },
+                    Some(range) => window.child.segment(range),
+                    None => Segment::Unknown { len },
                 }
             }
             Kind::Null { zeroes: true, .. } => Segment::Zero { len },
@@ -108,7 +110,8 @@ impl Node {
             Kind::File(_) | Kind::Remote(_) => false,
             Kind::Raw(raw) => {
                 let window = raw.now();
-                shift(range, window.offset).is_ok_and(|range| window.child.is_known_zero(range))
+                let inside = window.place(range);
+                inside.is_ok_and(|range| window.child.is_known_zero(range))
             }
             Kind::Null { zeroes, .. } => *zeroes,
             Kind::Filter(filter) => filter.is_known_zero(range),

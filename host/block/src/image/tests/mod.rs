@@ -7,3 +7,4 @@ mod faults;
 mod model;
 mod parallel;
 mod toy;
+mod window;

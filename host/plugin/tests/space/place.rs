@@ -1,0 +1,126 @@
+//! A qcow2 image inside a file of something else.
+
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use outport_block::file::{FileOptions, HostFile};
+use outport_block::format::{Child, FormatFactory};
+use outport_block::image::{ChildSource, Image};
+use outport_block::node::Kind;
+use outport_block::{Error, Node};
+use outport_plugin::{Bundled, PluginKind, PluginRegistry, RegistryConfig};
+use outport_tests::{qemu_img, try_run};
+use tempfile::TempDir;
+
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// What is around the image.
+const AROUND: u8 = 0xaa;
+
+/// A file of [`AROUND`], and the image in it.
+pub(crate) struct Place {
+    folder: TempDir,
+    offset: u64,
+    pub(crate) size: u64,
+}
+
+pub(crate) fn run<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+fn qcow2() -> Arc<dyn FormatFactory> {
+    let convert = |plugin: &outport_plugins::Bundled| Bundled {
+        name: plugin.name,
+        kind: PluginKind::of_world(plugin.kind).unwrap(),
+        wasm: plugin.wasm,
+        compiled: plugin.compiled,
+    };
+    let config = RegistryConfig {
+        bundled: outport_plugins::bundled().iter().map(convert).collect(),
+        ..RegistryConfig::default()
+    };
+    let registry = PluginRegistry::new(config).unwrap();
+    registry.format("qcow2").unwrap()
+}
+
+impl Place {
+    /// `len` bytes, of which `size` from `offset` on are for an image of `guest` bytes.
+    pub(crate) fn create(len: u64, offset: u64, size: u64, options: &[&str], guest: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let made = folder.path().join("made.qcow2");
+        let (path, guest) = (made.to_str().unwrap(), guest.to_string());
+        let mut args = vec!["create", "-q", "-f", "qcow2"];
+        args.extend(options);
+        args.extend([path, &guest]);
+        qemu_img(&args);
+        let place = Self {
+            folder,
+            offset,
+            size,
+        };
+        std::fs::write(place.path(), vec![AROUND; len as usize]).unwrap();
+        let file = std::fs::File::options().write(true).open(place.path());
+        let image = std::fs::read(&made).unwrap();
+        file.unwrap().write_all_at(&image, offset).unwrap();
+        place
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("container")
+    }
+
+    pub(crate) fn container(&self) -> Arc<Node> {
+        let file = HostFile::open(FileOptions::new(self.path())).unwrap();
+        Node::new("file0", "file", false, Kind::File(file))
+    }
+
+    /// The image, through a window as long as it may be.
+    pub(crate) async fn open(&self) -> Arc<Node> {
+        let window = Kind::raw(self.container(), self.offset, Some(self.size));
+        open(Node::new("window0", "raw", false, window)).await
+    }
+
+    pub(crate) fn assert_surroundings_untouched(&self) {
+        let content = std::fs::read(self.path()).unwrap();
+        let end = (self.offset + self.size) as usize;
+        let around = content[..self.offset as usize]
+            .iter()
+            .chain(&content[end..]);
+        assert!(around.copied().all(|byte| byte == AROUND));
+    }
+
+    /// qemu-img finds leaks at worst.
+    pub(crate) fn check(&self) {
+        let (path, offset, size) = (self.path(), self.offset, self.size);
+        let file = format!(
+            "driver=qcow2,file.driver=raw,file.offset={offset},file.size={size},\
+             file.file.driver=file,file.file.filename={}",
+            path.display()
+        );
+        let said = try_run("qemu-img", &["check", "--image-opts", &file]);
+        assert!(matches!(said.code, Some(0 | 3)), "{said:?}");
+    }
+}
+
+/// The image in `file`.
+pub(crate) async fn open(file: Arc<Node>) -> Arc<Node> {
+    let (factory, options) = (qcow2(), "{}".to_owned());
+    let sink = Arc::new(|_| {});
+    let mut children = Nothing;
+    let image = Image::open("disk0", factory, options, true, file, &mut children, sink);
+    let kind = Kind::Image(Arc::new(image.await.unwrap()));
+    Node::new("disk0", "qcow2", false, kind)
+}
+
+struct Nothing;
+
+impl ChildSource for Nothing {
+    fn child(&mut self, _: &Child) -> Result<Option<Arc<Node>>, Error> {
+        Ok(None)
+    }
+}
