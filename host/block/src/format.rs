@@ -472,6 +472,12 @@ pub trait Format: Send {
     /// Write a new image into slot 0.
     fn create<'a>(&'a mut self, options: &'a str) -> FormatFuture<'a, Call<()>>;
 
+    /// After `open` and before `activate`: the instance takes over an image that is in use, and
+    /// must not repair it. A format that does not know this does as it always does.
+    fn take_over(&mut self) -> FormatFuture<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     // === dirty bitmaps: a format without them leaves all of these as they are ===
 
     /// Can its images keep dirty bitmaps?

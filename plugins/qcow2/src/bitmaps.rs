@@ -12,7 +12,7 @@ mod directory;
 mod extension;
 mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use outport_sdk::{Bits, Errno, Error, Files, KeptBitmap, LogLevel, Result, Stage, Txn};
 
@@ -41,10 +41,43 @@ const ALL_ONES: u64 = 1;
 pub(crate) struct Bitmaps {
     /// As they were when the image was opened for writing.
     at_open: Vec<KeptBitmap>,
+    /// Where the bits of those that are consistent are. The directory may have 64 MiB: it is read
+    /// once, not for each of its bitmaps.
+    stored: HashMap<String, Stored>,
     /// Tables of bits that were put away, by name.
     pub(crate) staged: BTreeMap<String, Vec<u64>>,
     /// The list is being changed, over several calls.
     pub(crate) keeping: Option<Box<Keeping>>,
+}
+
+/// The bits of a bitmap.
+#[derive(Clone, Copy, Debug)]
+struct Stored {
+    table: u64,
+    entries: u32,
+    granularity: u32,
+}
+
+impl Bitmaps {
+    /// These are the image's.
+    fn found(&mut self, entries: &[Entry]) {
+        self.at_open = entries.iter().filter_map(Entry::kept).collect();
+        let stored = |entry: &Entry| {
+            let kept = entry.kept().filter(|kept| kept.consistent)?;
+            let stored = Stored {
+                table: entry.table,
+                entries: entry.entries,
+                granularity: kept.granularity,
+            };
+            Some((kept.name, stored))
+        };
+        self.stored = entries.iter().filter_map(stored).collect();
+    }
+
+    /// The image has others now.
+    pub(crate) fn forget_stored(&mut self) {
+        self.stored.clear();
+    }
 }
 
 impl Qcow2 {
@@ -95,20 +128,8 @@ impl Qcow2 {
             }
             at += entry.stored_len();
         }
-        self.bitmaps.at_open = self.kept(&entries);
+        self.bitmaps.found(&entries);
         Ok(())
-    }
-
-    fn kept(&self, entries: &[Entry]) -> Vec<KeptBitmap> {
-        let kept = |entry: &Entry| {
-            Some(KeptBitmap {
-                name: entry.name()?.to_owned(),
-                granularity: entry.granularity(),
-                enabled: entry.is_auto(),
-                consistent: !entry.is_in_use() && entry.is_understood(),
-            })
-        };
-        entries.iter().filter_map(kept).collect()
     }
 
     /// The bitmaps from number `first` on.
@@ -117,8 +138,9 @@ impl Qcow2 {
         files: &dyn Files,
         first: u32,
     ) -> Result<Vec<KeptBitmap>> {
-        if !self.writable {
-            self.bitmaps.at_open = self.kept(&self.bitmap_directory(files)?);
+        if !self.writable && first == 0 {
+            let entries = self.bitmap_directory(files)?;
+            self.bitmaps.found(&entries);
         }
         let rest = self.bitmaps.at_open.iter().skip(first as usize);
         Ok(rest.take(LISTED_MAX).cloned().collect())
@@ -160,28 +182,29 @@ impl Qcow2 {
             let why = "Invalid argument";
             Error::invalid(format!("Could not read bitmap '{name}' from image: {why}"))
         };
-        let known = self.bitmaps.at_open.iter().find(|it| it.name == name);
-        let known = known.filter(|it| it.consistent).ok_or_else(unreadable)?;
-        let directory = self.bitmap_directory(files)?;
-        let entry = directory.iter().find(|it| it.name() == Some(name));
-        let entry = entry.ok_or_else(unreadable)?;
-        let entries = self.table_entries(known.granularity);
-        if u64::from(entry.entries) != entries {
+        let stored = self.bitmaps.stored.get(name).ok_or_else(unreadable)?;
+        let entries = self.table_entries(stored.granularity);
+        if u64::from(stored.entries) != entries {
             return Err(unreadable());
         }
+        let bits = self.header.size.div_ceil(u64::from(stored.granularity));
+        // What the image's last cluster of bits has behind them is nobody's.
+        let bytes = bits.div_ceil(64) * 8;
         let per_cluster = self.bits_per_cluster();
         let mut index = from / per_cluster;
         let step = STRETCH_BYTES / self.cluster_size();
         while index < entries {
             let count = (entries - index).min(step);
-            let table = self.read_bitmap_table(files, entry.table, index, count)?;
+            let table = self.read_bitmap_table(files, stored.table, index, count)?;
             let Some(first) = table.iter().position(|raw| *raw != 0) else {
                 index += count;
                 continue;
             };
             let last = table.iter().rposition(|raw| *raw != 0).unwrap_or(first);
-            let mut data = vec![0; (last + 1 - first) << self.header.cluster_bits];
-            let pieces = data.chunks_exact_mut(self.cluster_size() as usize);
+            let start = (index + first as u64) << self.header.cluster_bits;
+            let end = (index + last as u64 + 1) << self.header.cluster_bits;
+            let mut data = vec![0; (end.min(bytes) - start) as usize];
+            let pieces = data.chunks_mut(self.cluster_size() as usize);
             for (&raw, piece) in table[first..=last].iter().zip(pieces) {
                 let offset = raw & OFFSET_MASK;
                 let known = if offset == 0 { ALL_ONES } else { OFFSET_MASK };
@@ -196,7 +219,7 @@ impl Qcow2 {
                     _ => files.read_into(IMAGE, offset, piece)?,
                 }
             }
-            let first = (index + first as u64) * per_cluster;
+            let first = start * 8;
             return Ok(Some(Bits { first, data }));
         }
         Ok(None)

@@ -187,6 +187,7 @@ impl KeepsBitmaps for Qcow2 {
     }
 
     fn keep_bitmaps(&mut self, txn: &mut dyn Txn, bitmaps: &[KeptBitmap]) -> Result<bool> {
+        self.bitmaps.forget_stored();
         let keeping = self.bitmaps.keeping.take();
         let keeping = self.change(txn, |image, txn| image.keep(txn, bitmaps, keeping))?;
         let done = keeping.is_none();

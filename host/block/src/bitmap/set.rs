@@ -56,6 +56,12 @@ impl NodeBitmaps {
         self.list().insert(0, bitmap);
     }
 
+    /// Adds bitmaps, the oldest first, whose names are new here.
+    pub(crate) fn insert_all(&self, bitmaps: Vec<Arc<DirtyBitmap>>) {
+        let mut list = self.list();
+        list.splice(..0, bitmaps.into_iter().rev());
+    }
+
     /// Takes a bitmap out; it records until [`NodeBitmaps::publish`].
     pub fn remove(&self, bitmap: &Arc<DirtyBitmap>) {
         self.list().retain(|it| !Arc::ptr_eq(it, bitmap));

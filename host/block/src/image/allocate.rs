@@ -253,6 +253,7 @@ impl Image {
         stored: &Buf,
     ) -> Result<bool, Errno> {
         let _pass = self.enter_writing().await?;
+        let _mark = self.mark_inside(range.offset(), range.len() as usize);
         let cluster = u64::from(self.geometry.cluster_size);
         let _guard = self.locks.lock(range.align_out(cluster)).await;
         let intent = WriteIntent {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::bitmap::Mark;
 use crate::format::{DiscardKind, Extent};
 use crate::{ByteRange, Errno};
 
@@ -67,6 +68,7 @@ impl Image {
         let _pass = self.enter_writing().await?;
         let end = rest.end().min(rest.offset().saturating_add(STEP_MAX));
         let rest = ByteRange::between(rest.offset(), end);
+        let _mark = Mark::new(&self.bitmaps, rest);
         let cluster = u64::from(self.geometry.cluster_size);
         let _guard = self.locks.lock(rest.align_out(cluster)).await;
         let mut plugin = self.plugin.lock().await;

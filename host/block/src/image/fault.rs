@@ -3,8 +3,9 @@
 //! Under the plugin lock. The first fault replaces the instance and the call is
 //! tried once more; a second one within the window fails the node. Nothing of a
 //! faulted call was applied, so a fresh instance starts from what the files and
-//! the overlay hold. Writers whose reservations died with the old instance
-//! start over (`allocate`).
+//! the overlay hold, and it is told so: an image that is in use may look like one
+//! that nobody closed, and must not be repaired under those who use it. Writers
+//! whose reservations died with the old instance start over (`allocate`).
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,6 +17,15 @@ use super::{Image, ImageState, Plugin};
 
 /// Two faults within this time fail the node.
 const WINDOW: Duration = Duration::from_secs(60);
+
+/// What an instance finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// An image that nobody has.
+    First,
+    /// One that is in use: reservations are written to, and freed space comes back.
+    TakeOver,
+}
 
 /// When the last fault was.
 #[derive(Debug, Default)]
@@ -77,7 +87,7 @@ impl Image {
     }
 
     async fn fresh_instance(&self, plugin: &mut Plugin) -> Result<(), FormatError> {
-        let (instance, call) = self.instantiate(plugin).await?;
+        let (instance, call) = self.instantiate(plugin, Opening::TakeOver).await?;
         let expected = self.expected();
         if call.value != expected {
             return Err(FormatError::Fault(Fault {
@@ -92,9 +102,13 @@ impl Image {
     pub(super) async fn instantiate(
         &self,
         plugin: &mut Plugin,
+        opening: Opening,
     ) -> Result<(Box<dyn Format>, Call<Geometry>), FormatError> {
         let mut instance = self.factory.instantiate(self.files.clone()).await?;
         instance.open(&plugin.options, self.is_writable()).await?;
+        if opening == Opening::TakeOver {
+            instance.take_over().await?;
+        }
         let call = instance.activate(plugin.grants.clone()).await?;
         Ok((instance, call))
     }

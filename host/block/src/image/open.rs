@@ -170,7 +170,24 @@ impl Image {
 
     /// Writes everything back and marks the image clean; nobody is inside. The next call is one of
     /// a fresh instance.
+    ///
+    /// On an error the image is in use as before, and its bitmaps say so again, or nobody writes.
     pub(super) async fn put_away(&self, node_name: &str) -> Result<()> {
+        let mut stored = false;
+        let put = self.put_all_away(node_name, &mut stored).await;
+        if put.is_err() && stored {
+            let mut plugin = self.plugin.lock().await;
+            self.drop_instance(&mut plugin);
+            let marked = self.ensure_instance(&mut plugin).await.is_ok();
+            drop(plugin);
+            if !marked || self.make_marks_durable().await.is_err() {
+                self.files.set_state(ImageState::WritesRefused);
+            }
+        }
+        put
+    }
+
+    async fn put_all_away(&self, node_name: &str, stored: &mut bool) -> Result<()> {
         let io = |e: crate::Errno| {
             Error::new(
                 ErrorKind::Io,
@@ -178,7 +195,8 @@ impl Image {
             )
         };
         self.settle().await.map_err(io)?;
-        if self.put_bitmaps_away().await {
+        *stored = self.put_bitmaps_away().await;
+        if *stored {
             self.settle().await.map_err(io)?;
         }
         let mut plugin = self.plugin.lock().await;

@@ -8,6 +8,7 @@
 //! it is open the bits are the node's ([`NodeBitmaps`]), and the file says that it is in use: who
 //! is killed leaves bitmaps that say nothing. Invariant: no write comes before these marks.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -24,6 +25,10 @@ use super::{Image, ImageState, Plugin};
 /// Bits that the bitmaps of one image have in all: 1 GiB of memory if they are all different. An
 /// image may name one cluster of bits a million times.
 const BITS_MAX: u64 = 1 << 33;
+
+/// Bytes that are read of the bitmaps of one image in all: their bits, and that much again of
+/// what a format has behind the last of them.
+const STORED_BYTES_MAX: u64 = BITS_MAX / 4;
 
 /// Bitmaps of one image, as in QEMU.
 const BITMAPS_MAX: usize = 65_535;
@@ -87,7 +92,11 @@ impl Image {
             }
         }
         let mut left = BITS_MAX;
+        let mut bytes_left = STORED_BYTES_MAX;
         let size = self.size().next_multiple_of(512);
+        let known = self.bitmaps.all();
+        let mut names: HashSet<_> = known.iter().map(|it| it.name().to_owned()).collect();
+        let mut loaded = Vec::new();
         for kept in listed {
             let too_many = || FormatError::Refused {
                 code: Errno::FBig,
@@ -99,9 +108,12 @@ impl Image {
             let bits = Bits::new(size, kept.granularity).ok_or_else(too_many)?;
             left = left.checked_sub(bits.granules()).ok_or_else(too_many)?;
             if kept.consistent {
-                self.load_bits(plugin, &kept.name, &bits).await?;
+                let read = self
+                    .load_bits(plugin, &kept.name, &bits, bytes_left)
+                    .await?;
+                bytes_left = bytes_left.checked_sub(read).ok_or_else(too_many)?;
             }
-            if self.bitmaps.find(&kept.name).is_some() {
+            if !names.insert(kept.name.clone()) {
                 let message = format!("Bitmap already exists: {}", kept.name);
                 return Err(self.lie(plugin, bad(message)));
             }
@@ -111,9 +123,14 @@ impl Image {
             if !kept.consistent {
                 bitmap.set_inconsistent();
             }
-            self.bitmaps.insert(bitmap);
+            loaded.push(bitmap);
+            // An image may have thousands, and there are others on this thread.
+            tokio::task::yield_now().await;
+        }
+        if !loaded.is_empty() {
             self.has_stored.store(true, Ordering::Relaxed);
         }
+        self.bitmaps.insert_all(loaded);
         self.bitmaps.publish();
         Ok(())
     }
@@ -123,20 +140,27 @@ impl Image {
         plugin: &mut Plugin,
         name: &str,
         bits: &Bits,
-    ) -> Result<(), FormatError> {
+        bytes_max: u64,
+    ) -> Result<u64, FormatError> {
         let mut from = 0;
-        while from < bits.granules() {
+        let mut bytes = 0;
+        while from < bits.granules() && bytes <= bytes_max {
             let read = self
                 .call_once(plugin, &|f| f.read_bits(name.to_owned(), from))
                 .await?;
             let Some(Stretch { first, data }) = read else {
                 break;
             };
+            let next = first.saturating_add(data.len() as u64 * 8);
+            if first < from || next <= from {
+                let message = format!("bits from {first} on, asked for those from {from} on");
+                return Err(self.lie(plugin, bad(message)));
+            }
             bits.set_stretch(first, &data);
-            // It goes on behind `from`: checked where the answer arrived.
-            from = first.saturating_add(data.len() as u64 * 8);
+            bytes += data.len() as u64;
+            from = next;
         }
-        Ok(())
+        Ok(bytes)
     }
 
     /// The marks that loading has made are in the file when this returns.
@@ -177,20 +201,34 @@ impl Image {
 
     async fn store_bitmaps(&self, kept: &[Arc<DirtyBitmap>]) -> Result<(), FormatError> {
         let size = self.size().next_multiple_of(512);
+        let generation = {
+            let mut plugin = self.plugin.lock().await;
+            self.ensure_instance(&mut plugin).await?;
+            plugin.generation
+        };
         for bitmap in kept.iter().filter(|it| !it.is_inconsistent()) {
             let mut bits = bitmap.bits();
             if bits.size() != size {
                 bits = Arc::new(bits.resized(size));
             }
-            self.store_bits(&described(bitmap, true), &bits).await?;
+            let bitmap = described(bitmap, true);
+            self.store_bits(&bitmap, &bits, generation).await?;
         }
         let described = |it: &Arc<DirtyBitmap>| described(it, !it.is_inconsistent());
-        self.keep_only(kept.iter().map(described).collect()).await?;
+        let kept_now = kept.iter().map(described).collect();
+        self.keep_only(kept_now, Some(generation)).await?;
         self.has_stored.store(!kept.is_empty(), Ordering::Relaxed);
         Ok(())
     }
 
-    async fn store_bits(&self, bitmap: &KeptBitmap, bits: &Bits) -> Result<(), FormatError> {
+    /// `generation` is the instance that has what was put away so far: another one has nothing,
+    /// and would keep bitmaps that are all clear.
+    async fn store_bits(
+        &self,
+        bitmap: &KeptBitmap,
+        bits: &Bits,
+        generation: u64,
+    ) -> Result<(), FormatError> {
         let step = STRETCH_BYTES as u64 * 8;
         let mut dirty = bits.next_set(0);
         while let Some(bit) = dirty {
@@ -198,6 +236,7 @@ impl Image {
             let data = bits.stretch(first, STRETCH_BYTES);
             let stretch = Stretch { first, data };
             let mut plugin = self.plugin.lock().await;
+            self.still_the_same(&mut plugin, generation).await?;
             let store = self.ask(
                 &mut plugin,
                 Tries::Once,
@@ -212,10 +251,32 @@ impl Image {
         Ok(())
     }
 
-    /// The image has these and no other, durably.
-    async fn keep_only(&self, kept: Vec<KeptBitmap>) -> Result<(), FormatError> {
+    /// The instance that began it still lives.
+    async fn still_the_same(
+        &self,
+        plugin: &mut Plugin,
+        generation: u64,
+    ) -> Result<(), FormatError> {
+        self.ensure_instance(plugin).await?;
+        if plugin.generation == generation {
+            return Ok(());
+        }
+        let message = "The plugin failed while bitmaps were stored".to_owned();
+        let code = Errno::Io;
+        Err(FormatError::Refused { code, message })
+    }
+
+    /// The image has these and no other, durably. With bits that this `generation` was given.
+    async fn keep_only(
+        &self,
+        kept: Vec<KeptBitmap>,
+        generation: Option<u64>,
+    ) -> Result<(), FormatError> {
         for _ in 0..KEEP_STEPS_MAX {
             let mut plugin = self.plugin.lock().await;
+            if let Some(generation) = generation {
+                self.still_the_same(&mut plugin, generation).await?;
+            }
             let keep = self.ask(
                 &mut plugin,
                 Tries::Once,
@@ -276,7 +337,7 @@ impl Image {
         }
         let kept = self.persistent();
         let kept = kept.iter().map(|it| described(it, false)).collect();
-        self.keep_only(kept).await?;
+        self.keep_only(kept, None).await?;
         self.flush().await.map_err(refused)
     }
 

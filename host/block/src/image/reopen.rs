@@ -13,6 +13,7 @@ use crate::format::{FormatError, FormatFiles, Geometry, Grant, Granted};
 use crate::node::Node;
 use crate::{ByteRange, Errno};
 
+use super::fault::Opening;
 use super::open::control_error;
 use super::{Image, ImageState, Plugin, verify};
 
@@ -176,7 +177,7 @@ impl Image {
 
     async fn open_again(&self, plugin: &mut Plugin) -> std::result::Result<(), FormatError> {
         self.forget(plugin);
-        let (instance, call) = self.instantiate(plugin).await?;
+        let (instance, call) = self.instantiate(plugin, Opening::First).await?;
         let geometry = call.value;
         verify::geometry(&geometry).map_err(FormatError::Fault)?;
         let same = Geometry {

@@ -11,6 +11,9 @@ use super::ask::Tries;
 use super::verify::{self, Claims};
 use super::{Image, Plugin};
 
+/// Slices of one check: of 16 MiB of metadata each, more than any image has.
+const CHECK_SLICES_MAX: usize = 1 << 24;
+
 impl Image {
     /// Change the length, durably: whoever asked for it goes on with the new one. What a growth
     /// adds reads as zeroes, or as the backing file where the format has it so.
@@ -111,13 +114,22 @@ impl Image {
         let _drained = self.gate.drain().await;
         let mut cursor = Some(0);
         let mut report = CheckReport::default();
+        let mut slices = 0;
         while let Some(at) = cursor {
+            slices += 1;
             let mut plugin = self.plugin.lock().await;
             let check = self.ask(
                 &mut plugin,
                 Tries::Once,
                 |f| f.check(fix, at),
-                |_, _, _| Ok(Claims::default()),
+                |_, (_, next), _| match next {
+                    // The gate is closed meanwhile: it must end.
+                    Some(next) if *next <= at || slices >= CHECK_SLICES_MAX => Err(Fault {
+                        kind: FaultKind::BadAnswer,
+                        message: format!("slice {slices} of a check went from {at} to {next}"),
+                    }),
+                    _ => Ok(Claims::default()),
+                },
             );
             (report, cursor) = check.await?;
             drop(plugin);

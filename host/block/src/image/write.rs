@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::bitmap::Mark;
 use crate::engine::buffer::{IoMem, Iov};
 use crate::filter::blkdebug::Event;
 use crate::gate::Pass;
@@ -35,6 +36,15 @@ impl Image {
         if let Err(e) = self.writable_now() {
             return Some(Err(e));
         }
+        let written = self.try_write_inside(offset, iov);
+        if written.is_some() {
+            let end = offset + iov.len() as u64;
+            self.bitmaps.mark(ByteRange::between(offset, end));
+        }
+        written
+    }
+
+    fn try_write_inside(&self, offset: u64, iov: Iov<'_>) -> Option<Result<(), Errno>> {
         let end = offset + iov.len() as u64;
         if end > self.size() {
             return None;
@@ -118,6 +128,7 @@ impl Image {
         let settled = self.flusher.is_settled();
         let allocated = {
             let _pass = self.enter_writing().await?;
+            let _mark = self.mark_inside(offset, mem.len());
             self.write_inside(offset, mem, fua && settled).await?
         };
         if fua && (allocated || !settled || !self.flusher.is_settled()) {
@@ -125,6 +136,13 @@ impl Image {
         } else {
             Ok(())
         }
+    }
+
+    /// What is written is marked before the pass ends: who waits until nobody is inside may put
+    /// bitmaps away that lack nothing.
+    pub(super) fn mark_inside(&self, offset: u64, len: usize) -> Mark {
+        let end = offset.saturating_add(len as u64);
+        Mark::new(&self.bitmaps, ByteRange::between(offset, end))
     }
 
     /// Returns whether space was allocated. Bytes past the end of the image (a

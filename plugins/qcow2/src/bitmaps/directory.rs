@@ -1,6 +1,6 @@
 //! The bitmap directory: bytes in, bytes out (qcow2.rst: Bitmap directory).
 
-use outport_sdk::{Error, Reader, Result};
+use outport_sdk::{Error, KeptBitmap, Reader, Result};
 
 /// QEMU's limits: bitmaps of one image, and bytes of their directory.
 pub(crate) const BITMAPS_MAX: u32 = 65_535;
@@ -83,6 +83,16 @@ impl Entry {
     /// Its extra data, if there is any, does not forbid its use.
     pub(super) fn is_understood(&self) -> bool {
         self.extra.is_empty() || self.has(flag::EXTRA_COMPATIBLE)
+    }
+
+    /// What the host is told of it.
+    pub(super) fn kept(&self) -> Option<KeptBitmap> {
+        Some(KeptBitmap {
+            name: self.name()?.to_owned(),
+            granularity: self.granularity(),
+            enabled: self.is_auto(),
+            consistent: !self.is_in_use() && self.is_understood(),
+        })
     }
 
     fn read(r: &mut Reader<'_>) -> Result<(Self, u8)> {

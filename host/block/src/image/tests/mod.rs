@@ -1,5 +1,6 @@
 //! Images of a toy format, on real files.
 
+mod bitmaps;
 mod cost;
 mod crash;
 mod disk;

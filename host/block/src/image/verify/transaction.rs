@@ -74,6 +74,12 @@ impl Verifier {
                  (guest offset {guest:#x})"
             )));
         }
+        if let Some(at) = facts.freed.overlapping(range) {
+            return Err(bad(format!(
+                "metadata written at {range:?} of slot {slot} overlaps {at:?}, which was freed \
+                 and not given back yet"
+            )));
+        }
         pending.0[slot as usize].add(range);
         if facts.metadata.count() + pending.0[slot as usize].count() > METADATA_RANGES_MAX {
             return Err(bad_answer(format!(

@@ -5,8 +5,8 @@ use super::layout::offset_of;
 use super::{Act, Call, Header, PACKED, Toy, Txn, ZERO, refused, trap};
 use crate::format::{
     Call as Answer, CheckReport, Child, ChildKind, Codec, Coded, DiscardKind, Extent, Format,
-    FormatError, FormatFuture, Geometry, Grant, Granted, Location, Placement, Repair, SlotRange,
-    Stage, TxnOp, WriteIntent, WriteKind,
+    FormatError, FormatFuture, Geometry, Grant, Granted, KeptBitmap, Location, Placement, Repair,
+    SlotRange, Stage, Stretch, TxnOp, WriteIntent, WriteKind,
 };
 use crate::{ByteRange, Errno};
 
@@ -482,7 +482,44 @@ impl Format for Toy {
         fix: Repair,
         _: u64,
     ) -> FormatFuture<'_, Answer<(CheckReport, Option<u64>)>> {
-        Box::pin(async move { self.check_all(fix).await })
+        Box::pin(async move {
+            let mut answer = self.check_all(fix).await?;
+            if self.faults.has_bug(Bug::ChecksForEver) {
+                answer.value.1 = Some(1);
+            }
+            Ok(answer)
+        })
+    }
+
+    fn keeps_bitmaps(&self) -> bool {
+        self.faults.kept.lock().unwrap().is_some()
+    }
+
+    fn list_bitmaps(&mut self, _: u32) -> FormatFuture<'_, Vec<KeptBitmap>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn store_bits(&mut self, bitmap: KeptBitmap, _: Stretch) -> FormatFuture<'_, Answer<()>> {
+        Box::pin(async move {
+            let act = self.faults.before(Call::StoreBits).await?;
+            *self.state.staged.entry(bitmap.name).or_default() += 1;
+            let txn = Txn::new();
+            after(act, Answer { value: (), txn })
+        })
+    }
+
+    fn keep_bitmaps(&mut self, bitmaps: Vec<KeptBitmap>) -> FormatFuture<'_, Answer<bool>> {
+        Box::pin(async move {
+            let staged = |it: KeptBitmap| {
+                let stretches = self.state.staged.get(&it.name).copied();
+                (it.name, stretches.unwrap_or(0))
+            };
+            let consistent = bitmaps.into_iter().filter(|it| it.consistent);
+            let kept: Vec<_> = consistent.map(staged).collect();
+            *self.faults.kept.lock().unwrap() = Some(kept);
+            let txn = Txn::new();
+            Ok(Answer { value: true, txn })
+        })
     }
 
     fn close(&mut self) -> FormatFuture<'_, Answer<()>> {

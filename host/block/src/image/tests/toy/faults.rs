@@ -23,6 +23,7 @@ pub(in super::super) enum Call {
     Discard,
     Reclaim,
     Flush,
+    StoreBits,
 }
 
 /// What happens at the next such call.
@@ -50,6 +51,8 @@ pub(in super::super) enum Bug {
     ReusesEarly,
     /// Only the first cluster of an intent is placed: slow, but no mistake.
     PlacesOne,
+    /// Its checks never get anywhere.
+    ChecksForEver,
 }
 
 /// The plan.
@@ -57,6 +60,9 @@ pub(in super::super) enum Bug {
 pub(in super::super) struct Faults {
     plan: Mutex<VecDeque<(Call, Act)>>,
     bug: AtomicU8,
+    /// Set: it keeps bitmaps, and these are those that were kept as consistent, with the number of
+    /// stretches that were put away for each.
+    pub(in super::super) kept: Mutex<Option<Vec<(String, usize)>>>,
 }
 
 impl Faults {

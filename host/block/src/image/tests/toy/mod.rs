@@ -84,6 +84,8 @@ struct State {
     reserved: HashMap<u64, Placement>,
     packed: HashMap<u64, bool>,
     next_token: u64,
+    /// Stretches put away, by bitmap.
+    staged: HashMap<String, usize>,
 }
 
 fn refused(code: Errno) -> FormatError {

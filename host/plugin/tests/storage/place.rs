@@ -33,7 +33,7 @@ pub(crate) fn run<F: Future>(future: F) -> F::Output {
         .block_on(future)
 }
 
-fn qcow2() -> Arc<dyn FormatFactory> {
+pub(crate) fn qcow2() -> Arc<dyn FormatFactory> {
     let convert = |plugin: &outport_plugins::Bundled| Bundled {
         name: plugin.name,
         kind: PluginKind::of_world(plugin.kind).unwrap(),
@@ -81,8 +81,14 @@ impl Place {
 
     /// The image, through a window as long as it may be.
     pub(crate) async fn open(&self) -> Arc<Node> {
-        let window = Kind::raw(self.container(), self.offset, Some(self.size));
-        open(Node::new("window0", "raw", false, window)).await
+        self.open_short(self.size).await.1
+    }
+
+    /// The image, through a window of `size` bytes.
+    pub(crate) async fn open_short(&self, size: u64) -> (Arc<Node>, Arc<Node>) {
+        let window = Kind::raw(self.container(), self.offset, Some(size));
+        let window = Node::new("window0", "raw", false, window);
+        (window.clone(), open(window).await)
     }
 
     pub(crate) fn assert_surroundings_untouched(&self) {
@@ -109,12 +115,17 @@ impl Place {
 
 /// The image in `file`.
 pub(crate) async fn open(file: Arc<Node>) -> Arc<Node> {
+    try_open(file).await.unwrap()
+}
+
+/// The image in `file`, unless that fails.
+pub(crate) async fn try_open(file: Arc<Node>) -> Result<Arc<Node>, Error> {
     let (factory, options) = (qcow2(), "{}".to_owned());
     let sink = Arc::new(|_| {});
     let mut children = Nothing;
     let image = Image::open("disk0", factory, options, true, file, &mut children, sink);
-    let kind = Kind::Image(Arc::new(image.await.unwrap()));
-    Node::new("disk0", "qcow2", false, kind)
+    let kind = Kind::Image(Arc::new(image.await?));
+    Ok(Node::new("disk0", "qcow2", false, kind))
 }
 
 struct Nothing;

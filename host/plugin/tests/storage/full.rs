@@ -1,15 +1,10 @@
-//! Images in places that cannot grow: what is full is refused, nothing else is touched, and the
-//! image stays whole.
-
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod place;
+//! Places that cannot grow.
 
 use outport_block::image::ImageState;
 use outport_block::{Buf, ByteRange, Errno};
 use outport_tests::requires;
 
-use place::{MIB, Place, run};
+use crate::place::{MIB, Place, run};
 
 const CLUSTER: u64 = 65_536;
 
