@@ -16,7 +16,7 @@ macro_rules! export_format_ro {
 #[macro_export]
 macro_rules! export_format {
     ($format:ty) => {
-        $crate::export_fragments!(Writable<$format>, about, reader, writer);
+        $crate::export_fragments!(Writable<$format>, about, reader, writer, takeover);
     };
 }
 
@@ -27,10 +27,18 @@ macro_rules! export_format {
 #[macro_export]
 macro_rules! export_format_full {
     ($format:ty) => {
-        $crate::export_fragments!(Writable<$format>, about, reader, writer, creator);
+        $crate::export_fragments!(Writable<$format>, about, reader, writer, takeover, creator);
     };
     ($format:ty, bitmaps) => {
-        $crate::export_fragments!(Writable<$format>, about, reader, writer, creator, bitmaps);
+        $crate::export_fragments!(
+            Writable<$format>,
+            about,
+            reader,
+            writer,
+            takeover,
+            creator,
+            bitmaps
+        );
     };
 }
 

@@ -297,6 +297,13 @@ pub struct CheckReport {
 
 /// A writable format. Calls are never concurrent on one image.
 pub trait WritableFormat: Format {
+    /// Before [`WritableFormat::activate_writable`], of an instance that replaces one while the
+    /// image is in use (`takeover.wit`). It finds an image that looks as if nobody had closed it,
+    /// and must not repair it: writes to what is counted are under way, and what the last instance
+    /// freed comes back through [`WritableFormat::reclaim`].
+    fn take_over(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// [`Format::activate`] of an image opened writable: may queue writes.
     fn activate_writable(&mut self, txn: &mut dyn Txn, grants: &[Grant]) -> Result<Geometry>;
     /// Reserve space for as many intents as possible.

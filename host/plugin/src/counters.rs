@@ -30,6 +30,7 @@ kinds!(
     Describe "describe",
     Probe "probe",
     Open "open",
+    TakeOver "take-over",
     Activate "activate",
     Resolve "resolve",
     ReadSpecial "read-special",

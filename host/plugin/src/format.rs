@@ -375,6 +375,19 @@ impl Format for WasmFormat {
         })
     }
 
+    fn take_over(&mut self) -> FormatFuture<'_, ()> {
+        Box::pin(async move {
+            let mut live = self.take()?;
+            let Some(guest) = &live.guests.takeover else {
+                self.live = Some(live);
+                return Ok(());
+            };
+            let answer = run!(live, TakeOver, Queueing::NotNow, guest, call_take_over());
+            self.settle(live, CallKind::TakeOver, answer, Ok)?;
+            Ok(())
+        })
+    }
+
     fn keeps_bitmaps(&self) -> bool {
         self.plugin.exports.bitmaps.is_some()
     }

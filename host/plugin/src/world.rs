@@ -6,7 +6,7 @@ use wasmtime::component::{Instance, InstancePre};
 
 use crate::bindings::{
     authz_policy, context_provider, context_rules, format_bitmaps, format_create, format_reader,
-    format_writer,
+    format_takeover, format_writer,
 };
 use crate::store::HostState;
 
@@ -32,6 +32,7 @@ pub struct Formats {
     pub(crate) writer: Option<format_writer::GuestIndices>,
     pub(crate) creator: Option<format_create::GuestIndices>,
     pub(crate) bitmaps: Option<format_bitmaps::GuestIndices>,
+    takeover: Option<format_takeover::GuestIndices>,
 }
 
 /// The functions of an image format.
@@ -40,6 +41,7 @@ pub(crate) struct FormatGuests {
     pub(crate) writer: Option<format_writer::Guest>,
     pub(crate) creator: Option<format_create::Guest>,
     pub(crate) bitmaps: Option<format_bitmaps::Guest>,
+    pub(crate) takeover: Option<format_takeover::Guest>,
 }
 
 impl World for Formats {
@@ -51,6 +53,7 @@ impl World for Formats {
             writer: format_writer::GuestIndices::new(pre).ok(),
             creator: format_create::GuestIndices::new(pre).ok(),
             bitmaps: format_bitmaps::GuestIndices::new(pre).ok(),
+            takeover: format_takeover::GuestIndices::new(pre).ok(),
         })
     }
 
@@ -75,11 +78,17 @@ impl World for Formats {
             .as_ref()
             .map(|b| b.load(&mut *store, instance))
             .transpose()?;
+        let takeover = self
+            .takeover
+            .as_ref()
+            .map(|t| t.load(&mut *store, instance))
+            .transpose()?;
         Ok(FormatGuests {
             reader,
             writer,
             creator,
             bitmaps,
+            takeover,
         })
     }
 }

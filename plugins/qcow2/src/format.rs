@@ -54,6 +54,11 @@ impl Format for Qcow2 {
 }
 
 impl WritableFormat for Qcow2 {
+    fn take_over(&mut self) -> Result<()> {
+        self.takes_over = true;
+        Ok(())
+    }
+
     fn activate_writable(&mut self, txn: &mut dyn Txn, grants: &[Grant]) -> Result<Geometry> {
         self.settle_children(grants)?;
         self.change(txn, Self::prepare_for_writing)?;

@@ -31,6 +31,8 @@ const REPAIR_SLICES_MAX: u32 = 1 << 20;
 pub struct Qcow2 {
     pub(crate) options: Options,
     pub(crate) writable: bool,
+    /// Another instance had it open until now, and those who use it go on.
+    pub(crate) takes_over: bool,
     pub(crate) header: Header,
     pub(crate) coding: L2Coding,
     pub(crate) snapshots: Vec<Snapshot>,
@@ -84,6 +86,7 @@ impl Qcow2 {
             former: None,
             options,
             writable,
+            takes_over: false,
             header,
             snapshots,
             snapshot_table_bytes,
@@ -140,7 +143,11 @@ impl Qcow2 {
             let bits = self.header.autoclear;
             txn.write(IMAGE, Stage::Prepare, field::AUTOCLEAR, &bits.to_be_bytes())?;
         }
-        if self.header.incompatible & incompatible::DIRTY != 0 {
+        let dirty = self.header.incompatible & incompatible::DIRTY != 0;
+        if dirty && self.takes_over {
+            // Which growth the mark is for is not known any more: it stays until the close.
+            self.releases.inherit_growth();
+        } else if dirty {
             self.repair(txn)?;
             self.header.incompatible &= !incompatible::DIRTY;
             let bits = self.header.incompatible;

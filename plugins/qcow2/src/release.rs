@@ -70,7 +70,7 @@ pub(crate) struct Releases {
     tickets: BTreeMap<u64, Ticket>,
     /// References that ended, not yet in the refcounts.
     pending: BTreeMap<u64, u64>,
-    /// Tickets with `growth`.
+    /// Tickets with `growth`, and one that never comes back for those of an earlier instance.
     growing: usize,
     /// What this instance freed and has not got back.
     freed: Runs,
@@ -88,6 +88,11 @@ impl Releases {
     /// The dirty bit stays until the mapping of this call is durable.
     pub(crate) const fn await_growth(&mut self) {
         self.staged_growth = true;
+    }
+
+    /// An earlier instance let the image grow, and its tickets went with it.
+    pub(crate) const fn inherit_growth(&mut self) {
+        self.growing += 1;
     }
 
     /// The call succeeded.

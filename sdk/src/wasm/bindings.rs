@@ -1,8 +1,8 @@
 //! The contract in fragments, each exporting what no other does. The macros of
 //! [`crate::export`] put them together: `format-ro` is about and reader,
-//! `format` is also writer, `format-full` also creator, `format-full-bitmaps` also bitmaps; `authz`
-//! is about and policy, `metadata-context` about and provider, `metadata-context-rules` also rules.
-//! `wit-component` joins their
+//! `format` is also writer and takeover, `format-full` also creator, `format-full-bitmaps`
+//! also bitmaps; `authz` is about and policy, `metadata-context` about and provider,
+//! `metadata-context-rules` also rules. `wit-component` joins their
 //! type sections into exactly that world. So each `Guest` trait exists once.
 
 /// `meta`, and what every plugin has: the log and the shared types.
@@ -76,6 +76,25 @@ pub mod creator {
             }
         ",
         world: "outport:sdk/creator",
+        pub_export_macro: true,
+        with: {
+            "outport:plugin/types@0.1.0": crate::wasm::bindings::about::outport::plugin::types,
+        },
+        generate_all,
+    });
+}
+
+/// `format-takeover`.
+pub mod takeover {
+    wit_bindgen::generate!({
+        path: "../wit",
+        inline: "
+            package outport:sdk;
+            world takeover {
+                export outport:plugin/format-takeover@0.1.0;
+            }
+        ",
+        world: "outport:sdk/takeover",
         pub_export_macro: true,
         with: {
             "outport:plugin/types@0.1.0": crate::wasm::bindings::about::outport::plugin::types,

@@ -8,6 +8,7 @@ use super::bindings::bitmaps::exports::outport::plugin::format_bitmaps;
 use super::bindings::creator::exports::outport::plugin::format_create;
 use super::bindings::reader::exports::outport::plugin::format_reader;
 use super::bindings::reader::outport::plugin::extents;
+use super::bindings::takeover::exports::outport::plugin::format_takeover;
 use super::bindings::writer::exports::outport::plugin::format_writer;
 use super::image::{Instance, enter, keep, with, writable};
 use super::import::Host;
@@ -118,6 +119,12 @@ impl<A: Adapter> format_reader::Guest for A {
 
     fn info() -> Answer<String> {
         with(|image: &mut A::Image| image.facts(&Host))
+    }
+}
+
+impl<T: WritableFormat + Instance> format_takeover::Guest for Writable<T> {
+    fn take_over() -> Answer<()> {
+        with(|image: &mut T| image.take_over())
     }
 }
 

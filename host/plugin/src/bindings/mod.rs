@@ -38,6 +38,7 @@ mod generated {
             package outport:host;
             world all {
                 include outport:plugin/format-full-bitmaps@0.1.0;
+                export outport:plugin/format-takeover@0.1.0;
                 include outport:plugin/authz@0.1.0;
                 include outport:plugin/metadata-context-rules@0.1.0;
             }
@@ -53,7 +54,7 @@ mod generated {
 
 pub(crate) use generated::exports::outport::plugin::{
     authz_policy, context_provider, context_rules, format_bitmaps, format_create, format_reader,
-    format_writer, meta,
+    format_takeover, format_writer, meta,
 };
 pub(crate) use generated::outport::plugin::{extents, types};
 
