@@ -45,21 +45,26 @@ impl NbdServers {
     ///
     /// # Errors
     /// It runs already, the address cannot be bound, or there are no such credentials.
-    pub(crate) fn start(&self, daemon: &Daemon, options: NbdServerOptions) -> Result<(), Error> {
+    pub(crate) async fn start(
+        &self,
+        daemon: &Daemon,
+        options: NbdServerOptions,
+    ) -> Result<(), Error> {
         let told = options.clone();
         let id = options.id;
         if id.as_deref().is_some_and(|id| !is_identifier(id)) {
             return Err(Error::not_an_identifier("id"));
         }
-        if self.list.borrow().iter().any(|entry| entry.id == id) {
-            return Err(Error::generic(match id {
-                None => "NBD server already running".to_owned(),
-                Some(id) => format!("NBD server '{id}' already running"),
-            }));
+        self.check_free(id.as_deref())?;
+        let address = addresses::listen_on(options.addr, daemon).map_err(Error::generic)?;
+        let bound = Listener::bind(address).await;
+        // From here on, on an error the listener goes, and its socket file with it.
+        let listener = bound.map_err(Error::generic)?;
+        // The name of a host may have taken its time.
+        self.check_free(id.as_deref())?;
+        if daemon.is_ending() {
+            return Err(Error::generic("The daemon is ending"));
         }
-        let address = addresses::listen_on(options.addr, daemon);
-        let listener = address.and_then(Listener::bind).map_err(Error::generic)?;
-        // On an error the listener goes, and its socket file with it.
         let tls = match &options.tls_creds {
             Some(id) => Some(tls(daemon, id, options.tls_authz)?),
             None => None,
@@ -84,6 +89,18 @@ impl NbdServers {
         });
         daemon.config.server_started(self, told);
         Ok(())
+    }
+
+    /// Checks that no server has this id, not even one that is being stopped.
+    fn check_free(&self, id: Option<&str>) -> Result<(), Error> {
+        let list = self.list.borrow();
+        if !list.iter().any(|entry| entry.id.as_deref() == id) {
+            return Ok(());
+        }
+        Err(Error::generic(match id {
+            None => "NBD server already running".to_owned(),
+            Some(id) => format!("NBD server '{id}' already running"),
+        }))
     }
 
     /// `nbd-server-stop`: deletes the server's exports and waits for them, then for the server.

@@ -1,7 +1,8 @@
 //! What `query-named-block-nodes` says of a node.
 //!
 //! Told from what the control plane holds: nobody waits for a node here, however slow it is. What
-//! a format says of its image is what it said when the image was opened.
+//! a format says of its image is what it said when the image was opened; what a file takes is what
+//! the kernel knows of it without asking a file server.
 
 use std::sync::Arc;
 
@@ -13,13 +14,13 @@ use outport_qmp::types::block_info::{
     ImageInfoSpecific, ImageInfoSpecificBranch, ImageInfoSpecificFile,
     ImageInfoSpecificFileWrapper,
 };
-use rustix::fs::fstat;
+use rustix::fs::{AtFlags, StatxFlags, statx};
 use serde_json::Value;
 
 use crate::graph::{Entry, Graph};
 
-/// The unit of `st_blocks`.
-const BLOCK_BYTES: i64 = 512;
+/// The unit of `stx_blocks`.
+const BLOCK_BYTES: u64 = 512;
 
 /// One element of the listing. `flat`: without the images behind it.
 pub(crate) fn info(graph: &Graph, entry: &Entry, flat: bool) -> BlockDeviceInfo {
@@ -164,12 +165,13 @@ fn stored(node: &Node) -> bool {
             .is_some_and(|(_, child)| stored(&child))
 }
 
-/// Bytes that the file takes on the host; nothing for what has no file.
+/// Bytes that the file takes on the host, as far as the kernel knows without asking a server: on
+/// a network file system that may be some seconds old. Nothing for what has no file.
 fn actual_size(node: &Node) -> Option<i64> {
     if let Some(file) = node.host_file() {
-        return fstat(file.as_fd())
-            .ok()
-            .map(|stat| stat.st_blocks.saturating_mul(BLOCK_BYTES));
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = statx(file.as_fd(), "", flags, StatxFlags::BLOCKS).ok()?;
+        return Some(signed(stat.stx_blocks.saturating_mul(BLOCK_BYTES)));
     }
     match node.children().into_iter().next() {
         Some((_, child)) => actual_size(&child),

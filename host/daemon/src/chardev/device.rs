@@ -212,7 +212,7 @@ async fn source(
         }
         Backend::Server { address, wait } => {
             let listen_on = addresses::listen_on(address.clone(), daemon)?;
-            let listener = Listener::bind(listen_on)?;
+            let listener = Listener::bind(listen_on).await?;
             let port = listener.port();
             let shown = match &address.branch {
                 SocketAddressBranch::Unix(unix) => format!("unix:{}", unix.path),

@@ -28,8 +28,11 @@ use crate::graph::{Claim, Permissions, Use, User};
 const NBD_STRING_BYTES_MAX: usize = 4096;
 
 /// `nbd-server-start`.
-pub(super) fn start_server(daemon: &Daemon, arguments: NbdServerStart) -> Result<Empty, Error> {
-    daemon.nbd.start(daemon, arguments.into())?;
+pub(super) async fn start_server(
+    daemon: &Daemon,
+    arguments: NbdServerStart,
+) -> Result<Empty, Error> {
+    daemon.nbd.start(daemon, arguments.into()).await?;
     Ok(Empty {})
 }
 

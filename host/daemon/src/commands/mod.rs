@@ -208,7 +208,7 @@ impl Handler for Control {
     }
 
     async fn nbd_server_start(&self, arguments: NbdServerStart) -> Outcome<Empty> {
-        block_export::start_server(&self.daemon, arguments)
+        block_export::start_server(&self.daemon, arguments).await
     }
     async fn nbd_server_stop(&self, arguments: NbdServerStop) -> Outcome<Empty> {
         block_export::stop_server(&self.daemon, arguments).await

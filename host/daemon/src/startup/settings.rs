@@ -58,7 +58,7 @@ impl Settings {
             Action::Trace if asks => return Ok(Applied::Print(String::new())),
             Action::Blockdev => self.blockdev(value).await.map_err(sentence)?,
             Action::Export => self.export(value).await.map_err(sentence)?,
-            Action::NbdServer => self.nbd_server(value).map_err(sentence)?,
+            Action::NbdServer => self.nbd_server(value).await.map_err(sentence)?,
             Action::Object => return self.object(value).await.map_err(sentence),
             Action::Chardev => self.chardev(setting).await?,
             Action::Monitor => self.monitor(value).await.map_err(sentence)?,
@@ -93,9 +93,9 @@ impl Settings {
         block_export::add(&self.daemon, options).await.map(drop)
     }
 
-    fn nbd_server(&self, text: &str) -> Result<(), Error> {
+    async fn nbd_server(&self, text: &str) -> Result<(), Error> {
         let options: NbdServerOptions = keyval::read(text, None)?;
-        self.daemon.nbd.start(&self.daemon, options)
+        self.daemon.nbd.start(&self.daemon, options).await
     }
 
     async fn object(&self, text: &str) -> Result<Applied, Error> {

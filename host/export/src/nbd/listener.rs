@@ -4,7 +4,7 @@
 //! removed, and a socket file that we made is removed with its listener.
 
 use std::ffi::OsStr;
-use std::net::{SocketAddr, TcpListener as StdTcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -92,12 +92,12 @@ const fn libc_eio() -> i32 {
 }
 
 impl Listener {
-    /// Bind and listen. Call inside a tokio runtime.
+    /// Bind and listen. Call inside a tokio runtime. Waits for nothing but the name of a host.
     ///
     /// # Errors
     /// QEMU's sentences, such as `Failed to bind socket to /p: No such file or
     /// directory`.
-    pub fn bind(address: Address) -> Result<Self, String> {
+    pub async fn bind(address: Address) -> Result<Self, String> {
         match address {
             Address::Inet {
                 host,
@@ -105,7 +105,7 @@ impl Listener {
                 to,
                 ipv4,
                 ipv6,
-            } => bind_tcp(&host, &port, to, ipv4, ipv6),
+            } => bind_tcp(&host, &port, to, ipv4, ipv6).await,
             Address::Unix {
                 path,
                 is_abstract,
@@ -115,24 +115,33 @@ impl Listener {
         }
     }
 
-    /// As [`Listener::bind`], but a socket that somebody listens on does not make way.
+    /// As [`Listener::bind`], but never waits, so not for TCP, and a socket that somebody listens
+    /// on does not make way.
     ///
     /// # Errors
     /// As [`Listener::bind`].
     pub fn bind_alone(address: Address) -> Result<Self, String> {
-        if let Address::Unix {
-            path,
-            is_abstract: false,
-            ..
-        } = &address
-            && std::os::unix::net::UnixStream::connect(path).is_ok()
-        {
-            let path = path.display();
-            return Err(format!(
-                "Failed to bind socket to {path}: Address already in use"
-            ));
+        match address {
+            Address::Inet { .. } => {
+                Err("Only socket address types 'unix' and 'fd' are supported".into())
+            }
+            Address::Unix {
+                path,
+                is_abstract: false,
+                ..
+            } if is_listened_on(&path) => {
+                let path = path.display();
+                Err(format!(
+                    "Failed to bind socket to {path}: Address already in use"
+                ))
+            }
+            Address::Unix {
+                path,
+                is_abstract,
+                tight,
+            } => bind_unix(&path, is_abstract, tight),
+            Address::Fd(fd) => adopt(fd),
         }
-        Self::bind(address)
     }
 
     /// The URI for an export of this name.
@@ -236,7 +245,7 @@ impl Drop for Listener {
     }
 }
 
-fn bind_tcp(
+async fn bind_tcp(
     host: &str,
     port: &str,
     to: Option<u16>,
@@ -255,8 +264,8 @@ fn bind_tcp(
         Err(_) => return Err(unresolved("Servname not supported for ai_socktype")),
     };
     let name = if host.is_empty() { "::" } else { host };
-    let resolved = (name, first).to_socket_addrs();
-    let resolved = match resolved {
+    // Elsewhere, unless it is a number: servers of names take their time.
+    let resolved = match tokio::net::lookup_host((name, first)).await {
         Ok(list) => list.collect::<Vec<_>>(),
         Err(_) => return Err(unresolved("Name or service not known")),
     };
@@ -365,6 +374,17 @@ fn bind_unix(path: &Path, is_abstract: bool, tight: bool) -> Result<Listener, St
     })
 }
 
+/// Whether somebody has the socket. One who accepts nobody keeps nobody waiting here.
+fn is_listened_on(path: &Path) -> bool {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let Ok((fd, address)) = fd.and_then(|fd| Ok((fd, SocketAddrUnix::new(path)?))) else {
+        return false;
+    };
+    let connected = rustix::net::connect(&fd, &address);
+    matches!(connected, Ok(()) | Err(rustix::io::Errno::AGAIN))
+}
+
 /// Remove a stale socket; refuse to remove anything else. (QEMU deletes a
 /// regular file at the path.)
 fn make_way(path: &Path) -> Result<(), String> {
@@ -427,7 +447,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");
         std::fs::write(&path, "data").unwrap();
-        let error = Listener::bind(unix(&path)).unwrap_err();
+        let error = Listener::bind(unix(&path)).await.unwrap_err();
         assert!(error.contains("is no socket"), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), b"data");
     }
@@ -437,7 +457,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let listener = Listener::bind(unix(&path)).unwrap();
+        let listener = Listener::bind(unix(&path)).await.unwrap();
         assert_eq!(
             listener.uri("x"),
             format!("nbd+unix:///x?socket={}", path.display())
@@ -450,12 +470,13 @@ mod tests {
     async fn errors_are_qemus() {
         let missing = Path::new("/nonexistent/s");
         assert_eq!(
-            Listener::bind(unix(missing)).unwrap_err(),
+            Listener::bind(unix(missing)).await.unwrap_err(),
             "Failed to bind socket to /nonexistent/s: No such file or directory"
         );
         let long = PathBuf::from("/".to_owned() + &"x".repeat(200));
         assert!(
             Listener::bind(unix(&long))
+                .await
                 .unwrap_err()
                 .ends_with("is too long")
         );
@@ -472,15 +493,41 @@ mod tests {
                 ipv6: None,
             })
         };
-        let first = bind(0, None).unwrap();
+        let first = bind(0, None).await.unwrap();
         let port = first.port().unwrap();
-        let error = bind(port, None).unwrap_err();
+        let error = bind(port, None).await.unwrap_err();
         assert_eq!(
             error,
             "Failed to find an available port: Address already in use"
         );
         if let Some(to) = port.checked_add(50) {
-            assert_ne!(bind(port, Some(to)).unwrap().port(), Some(port));
+            let next = bind(port, Some(to)).await.unwrap();
+            assert_ne!(next.port(), Some(port));
         }
+    }
+
+    #[tokio::test]
+    async fn a_socket_with_a_full_queue_is_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let flags = SocketFlags::CLOEXEC;
+        let socket = |flags| {
+            let kind = SocketType::STREAM;
+            rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None).unwrap()
+        };
+        let address = SocketAddrUnix::new(&path).unwrap();
+        let busy = socket(flags);
+        rustix::net::bind(&busy, &address).unwrap();
+        rustix::net::listen(&busy, 0).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let client = socket(flags | SocketFlags::NONBLOCK);
+            if rustix::net::connect(&client, &address).is_err() {
+                break;
+            }
+            waiting.push(client);
+        }
+        let error = Listener::bind_alone(unix(&path)).unwrap_err();
+        assert!(error.ends_with("Address already in use"), "{error}");
     }
 }
