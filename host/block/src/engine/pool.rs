@@ -152,7 +152,9 @@ mod tests {
         let hold = std::sync::Arc::new(Mutex::new(hold));
         for _ in 0..8 {
             let hold = hold.clone();
-            pool.push(Box::new(move || drop(hold.lock().unwrap().recv())));
+            pool.push(Box::new(move || {
+                let _let_go = hold.lock().unwrap().recv();
+            }));
         }
         let (done, ended) = mpsc::channel();
         pool.push(Box::new(move || done.send(()).unwrap()));

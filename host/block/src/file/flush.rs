@@ -26,8 +26,8 @@ pub(super) struct Flusher {
     running: AsyncMutex<()>,
     /// Number of the last flush that began.
     begun: AtomicU64,
-    /// Number of the last flush that failed; 0: none.
-    failed: AtomicU64,
+    /// Number of the last flush that ended well. One that nobody waited for to its end says nothing.
+    done: AtomicU64,
 }
 
 #[cfg(test)]
@@ -49,15 +49,13 @@ impl Inner {
         if self.lost.load(Ordering::Acquire) {
             return Err(Errno::Io);
         }
-        // One that began after the ticket was taken covers us, and ended, since we hold the lock.
-        let begun = flusher.begun.load(Ordering::Acquire);
-        if begun > ticket && flusher.failed.load(Ordering::Acquire) != begun {
+        // One that began after the ticket was taken covers us.
+        if flusher.done.load(Ordering::Acquire) > ticket {
             return Ok(());
         }
         let number = flusher.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let traced = self.trace.as_ref().map(|t| (t, t.flush()));
         if let Err(e) = self.op(0, OpKind::Datasync).await {
-            flusher.failed.store(number, Ordering::Release);
             // The kernel reports a lost page once and forgets it: the next
             // flush would succeed, and lie.
             if !self.is_direct() {
@@ -65,6 +63,7 @@ impl Inner {
             }
             return Err(e);
         }
+        flusher.done.store(number, Ordering::Release);
         if let Some((trace, id)) = traced {
             trace.flushed(id);
         }
