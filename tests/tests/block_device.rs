@@ -72,7 +72,8 @@ fn an_image_that_filled_its_device_goes_on_when_that_is_longer() {
     for at in (at..at + 4 * MIB).step_by(CLUSTER as usize) {
         assert_eq!(client.write(at, &cluster).unwrap(), Ok(()), "{at}");
     }
-    let all = client.read(0, (at + 4 * MIB) as u32).unwrap().unwrap();
+    let end = u32::try_from(at + 4 * MIB).unwrap();
+    let all = client.read(0, end).unwrap().unwrap();
     assert!(all.iter().all(|byte| *byte == 7));
     client.disconnect().unwrap();
     daemon.stop();
