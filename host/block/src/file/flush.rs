@@ -26,7 +26,7 @@ pub(super) struct Flusher {
     running: AsyncMutex<()>,
     /// Number of the last flush that began.
     begun: AtomicU64,
-    /// Number of the last flush that ended well. One that nobody waited for to its end says nothing.
+    /// Number of the last flush that ended well; one that nobody waited for to its end does not.
     done: AtomicU64,
 }
 

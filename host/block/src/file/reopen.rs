@@ -120,6 +120,13 @@ impl HostFile {
         }
     }
 
+    /// Asks for the length of a device, which somebody may have made longer.
+    pub(crate) fn ask_device(&self) {
+        if self.0.device {
+            self.0.len_again();
+        }
+    }
+
     /// What the system says; devices are asked when somebody needs them to be longer.
     fn len_now(&self) -> Option<u64> {
         if self.0.device {

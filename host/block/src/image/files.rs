@@ -189,8 +189,7 @@ impl ImageFiles {
 
     /// Can the slot have bytes up to `end`?
     pub(crate) fn holds(&self, slot: u32, end: u64) -> bool {
-        let max = self.node(slot).ok().and_then(|node| node.len_max());
-        max.is_none_or(|max| end <= max)
+        self.node(slot).ok().is_none_or(|node| node.holds(end))
     }
 
     /// Queue what a call asked for; all of it, or on an error nothing that

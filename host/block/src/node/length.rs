@@ -73,6 +73,24 @@ impl Node {
         }
     }
 
+    /// Whether it can have bytes up to `end`; a device is asked again before the answer is no.
+    pub(crate) fn holds(&self, end: u64) -> bool {
+        let fits = || self.len_max().is_none_or(|max| end <= max);
+        fits() || {
+            self.ask_device();
+            fits()
+        }
+    }
+
+    fn ask_device(&self) {
+        match &self.kind {
+            Kind::File(file) => file.ask_device(),
+            Kind::Raw(raw) => raw.now().child.ask_device(),
+            Kind::Filter(filter) => filter.child().1.ask_device(),
+            Kind::Null { .. } | Kind::Image(_) | Kind::Remote(_) => {}
+        }
+    }
+
     /// How long the node can become by what is written to it and by growing; `None`: as long as
     /// its file system has it.
     pub(crate) fn len_max(&self) -> Option<u64> {
