@@ -174,7 +174,7 @@ async fn end(daemon: &Daemon, begun: impl Future<Output = ()>) {
     };
     let begun = async {
         begun.await;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     tokio::select! {
         biased;
