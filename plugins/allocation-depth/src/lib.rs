@@ -45,32 +45,12 @@ impl ContextProvider for AllocationDepth {
         range: ByteRange,
         max_spans: u32,
     ) -> Result<Status> {
-        let mut spans: Vec<Span> = Vec::new();
-        let mut at = range.offset;
-        'asking: while at < range.end() {
-            // Runs of one depth may differ otherwise, so a list of them seldom makes as many spans.
-            let runs = view.allocation(ByteRange::new(at, range.end() - at), max_spans)?;
-            if runs.is_empty() {
-                break;
-            }
-            for run in runs {
-                let status = u64::from(run.depth);
-                let full = spans.len() == max_spans as usize;
-                match spans.last_mut() {
-                    Some(last) if last.status == status => last.len += run.len,
-                    _ if full => break 'asking,
-                    _ => spans.push(Span {
-                        len: run.len,
-                        status,
-                    }),
-                }
-                at += run.len;
-            }
-        }
-        Ok(Status {
-            spans,
-            keep: Keep::UntilWrite,
-        })
+        let runs = view.allocation(range, max_spans)?;
+        let spans = runs.into_iter().map(|run| Span {
+            len: run.len,
+            status: u64::from(run.depth),
+        });
+        Ok(Status::collect(spans, max_spans, Keep::UntilWrite))
     }
 }
 

@@ -1,8 +1,7 @@
 //! `qemu:dirty-bitmap:NAME`: what was written since a bitmap was clear. Status 1: dirty.
 //!
-//! The host works it out by itself, from the rule. One that does not know rules asks for every
-//! range: then bits come from the host in pieces that grow while they yield few spans, so that a
-//! sparse bitmap costs few calls and a dense one no more bits than there is room for.
+//! The host works it out by itself, from the rule; one that does not know rules asks for every
+//! range.
 
 #![forbid(unsafe_code)]
 
@@ -12,9 +11,8 @@ use outport_sdk::{
 };
 use serde::Deserialize;
 
-/// Bits of the first and of the largest piece.
-const PIECE_MIN: u64 = 1 << 15;
-const PIECE_MAX: u64 = 1 << 22;
+/// Granules of which one answer tells at most.
+const PIECE: u64 = 1 << 20;
 
 /// What the status of a dirty range is.
 const DIRTY: u64 = 1;
@@ -30,52 +28,6 @@ struct Options {
 pub struct DirtyBitmap {
     bitmap: String,
     granularity: u64,
-}
-
-/// Spans of granules, joined where they are alike.
-struct Spans {
-    list: Vec<Span>,
-    max: usize,
-}
-
-impl Spans {
-    /// One more run; `false`: there is no room for it.
-    fn push(&mut self, len: u64, status: u64) -> bool {
-        let full = self.list.len() == self.max;
-        match self.list.last_mut() {
-            Some(last) if last.status == status => last.len += len,
-            _ if full => return false,
-            _ => self.list.push(Span { len, status }),
-        }
-        true
-    }
-
-    /// The runs of the first `count` bits, in granules; `false`: they did not all fit.
-    fn push_bits(&mut self, bits: &[u8], count: u64) -> bool {
-        let mut left = count;
-        for chunk in bits.chunks(8) {
-            let mut padded = [0; 8];
-            padded[..chunk.len()].copy_from_slice(chunk);
-            let mut word = u64::from_le_bytes(padded);
-            let mut rest = left.min(64);
-            left -= rest;
-            while rest > 0 {
-                let set = word & 1;
-                let run = if set == 1 {
-                    word.trailing_ones()
-                } else {
-                    word.trailing_zeros()
-                };
-                let run = u64::from(run).min(rest);
-                if !self.push(run, set * DIRTY) {
-                    return false;
-                }
-                word = word.checked_shr(run as u32).unwrap_or(0);
-                rest -= run;
-            }
-        }
-        true
-    }
 }
 
 impl ContextProvider for DirtyBitmap {
@@ -119,38 +71,22 @@ impl ContextProvider for DirtyBitmap {
         range: ByteRange,
         max_spans: u32,
     ) -> Result<Status> {
-        let mut spans = Spans {
-            list: Vec::new(),
-            max: max_spans as usize,
-        };
-        let first = range.offset / self.granularity;
-        let end = range.end().div_ceil(self.granularity);
-        let (mut at, mut piece) = (first, PIECE_MIN);
-        while at < end {
-            let next = end.min(at + piece);
-            let from = (at * self.granularity).max(range.offset);
-            let to = (next * self.granularity).min(range.end());
-            let bits = view.bitmap_bits(&self.bitmap, ByteRange::new(from, to - from))?;
-            if !spans.push_bits(&bits, next - at) {
-                break;
+        let granule = self.granularity;
+        let first = range.offset / granule;
+        let last = range.end().div_ceil(granule).min(first + PIECE);
+        let end = range.end().min(last * granule);
+        let piece = ByteRange::new(range.offset, end - range.offset);
+        let bits = view.bitmap_bits(&self.bitmap, piece)?;
+        let spans = (first..last).map(|at| {
+            let bit = (at - first) as usize;
+            let byte = bits.get(bit / 8).copied().unwrap_or_default();
+            let from = range.offset.max(at * granule);
+            Span {
+                len: end.min((at + 1) * granule) - from,
+                status: u64::from(byte >> (bit % 8) & 1) * DIRTY,
             }
-            at = next;
-            piece = PIECE_MAX.min(piece * 2);
-        }
-        // So far in granules; the first may have begun before the range.
-        for span in &mut spans.list {
-            span.len *= self.granularity;
-        }
-        if let (true, Some(span)) = (at == end, spans.list.last_mut()) {
-            span.len -= end * self.granularity - range.end();
-        }
-        if let Some(span) = spans.list.first_mut() {
-            span.len -= range.offset - first * self.granularity;
-        }
-        Ok(Status {
-            spans: spans.list,
-            keep: Keep::UntilWrite,
-        })
+        });
+        Ok(Status::collect(spans, max_spans, Keep::UntilWrite))
     }
 }
 
