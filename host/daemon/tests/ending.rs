@@ -163,13 +163,7 @@ fn what_may_never_come_does_not_hold_up_the_end() {
         for what in ["server", "file", "client", "rules"] {
             let (mut daemon, mut one, mut two) = daemon();
             let pipe = daemon.text("pipe");
-            assert!(
-                Command::new("mkfifo")
-                    .arg(&pipe)
-                    .status()
-                    .unwrap()
-                    .success()
-            );
+            make_pipe(&pipe);
             // It accepts, and says nothing.
             let mute = std::os::unix::net::UnixListener::bind(daemon.path("mute")).unwrap();
             let unix = |name: &str| json!({"type": "unix", "path": daemon.text(name)});

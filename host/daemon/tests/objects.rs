@@ -524,13 +524,7 @@ fn a_change_that_waits_does_not_overwrite_what_came_meanwhile() {
     for (case, want) in cases {
         slow.ok("object-add", of_file.clone());
         let pipe = daemon.text(case);
-        assert!(
-            Command::new("mkfifo")
-                .arg(&pipe)
-                .status()
-                .unwrap()
-                .success()
-        );
+        make_pipe(&pipe);
         let (command, arguments) = set("a", "filename", json!(pipe));
         let change = json!({"execute": command, "arguments": arguments});
         slow.send(change.to_string().as_bytes());

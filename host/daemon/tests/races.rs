@@ -51,6 +51,18 @@ impl Race {
         }
     }
 
+    /// Both images were for reading, and are being reopened for writing.
+    fn reopening() -> Self {
+        let mut race = Self::new();
+        for name in ["a", "b"] {
+            let image = race.image(name, true);
+            race.one.ok("blockdev-add", image);
+        }
+        let both = json!({"options": [race.image("a", false), race.image("b", false)]});
+        race.begin("flush_to_disk", "blockdev-reopen", &both);
+        race
+    }
+
     /// The definition of an image.
     fn image(&self, name: &str, read_only: bool) -> Value {
         let file = match name {
@@ -98,13 +110,7 @@ fn a_node_that_is_reopened_is_not_deleted() {
     if !has("qemu-img") {
         return;
     }
-    let mut race = Race::new();
-    for name in ["a", "b"] {
-        let image = race.image(name, true);
-        race.one.ok("blockdev-add", image);
-    }
-    let both = json!({"options": [race.image("a", false), race.image("b", false)]});
-    race.begin("flush_to_disk", "blockdev-reopen", &both);
+    let mut race = Race::reopening();
     // The first one is open, and marks its bitmap; the second one is planned.
     for name in ["a", "b"] {
         let said = race.two.err("blockdev-del", json!({"node-name": name}));
@@ -123,13 +129,7 @@ fn a_second_reopen_comes_after_the_first() {
     if !has("qemu-img") {
         return;
     }
-    let mut race = Race::new();
-    for name in ["a", "b"] {
-        let image = race.image(name, true);
-        race.one.ok("blockdev-add", image);
-    }
-    let both = json!({"options": [race.image("a", false), race.image("b", false)]});
-    race.begin("flush_to_disk", "blockdev-reopen", &both);
+    let mut race = Race::reopening();
     let back = json!({"execute": "blockdev-reopen",
         "arguments": {"options": [race.image("b", true)]}});
     race.two.send(format!("{back}\n").as_bytes());

@@ -37,6 +37,12 @@ pub(crate) fn has(tool: &str) -> bool {
     found
 }
 
+/// A pipe in the file system: who opens it waits for the other side.
+pub(crate) fn make_pipe(path: &str) {
+    let made = Command::new("mkfifo").arg(path).status();
+    assert!(made.unwrap().success());
+}
+
 /// Waits until `condition` holds.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {

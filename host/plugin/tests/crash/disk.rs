@@ -1,7 +1,7 @@
 //! The image under test, opened as the daemon opens it.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 
 use outport_block::file::{FileOptions, HostFile};
 use outport_block::format::{Child, FormatFactory};
@@ -9,7 +9,6 @@ use outport_block::image::{ChildSource, Image, ImageEvent};
 use outport_block::node::Kind;
 use outport_block::trace::Trace;
 use outport_block::{Buf, Errno, Error, Node};
-use outport_plugin::{Bundled, PluginKind, PluginRegistry, RegistryConfig};
 use outport_tests::{qemu_img, try_run};
 use tempfile::TempDir;
 
@@ -87,24 +86,6 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
         .enable_all()
         .build()
         .unwrap()
-}
-
-/// The qcow2 plugin of this build: the machine code that the daemon runs.
-pub(crate) fn bundled() -> Arc<dyn FormatFactory> {
-    static REGISTRY: LazyLock<PluginRegistry> = LazyLock::new(|| {
-        let convert = |plugin: &outport_plugins::Bundled| Bundled {
-            name: plugin.name,
-            kind: PluginKind::of_world(plugin.kind).unwrap(),
-            wasm: plugin.wasm,
-            compiled: plugin.compiled,
-        };
-        let config = RegistryConfig {
-            bundled: outport_plugins::bundled().iter().map(convert).collect(),
-            ..RegistryConfig::default()
-        };
-        PluginRegistry::new(config).unwrap()
-    });
-    REGISTRY.format("qcow2").unwrap()
 }
 
 /// The bitmap that an image is made with.

@@ -8,8 +8,9 @@ use outport_block::trace::CrashImage;
 use outport_block::{Buf, ByteRange, Node};
 use outport_tests::try_run;
 
-use crate::disk::{Case, Disk, bundled, file_node, read_all};
+use crate::disk::{Case, Disk, file_node, read_all};
 use crate::history::{History, SECTOR};
+use crate::support::bundled;
 
 /// One image in so many goes to `qemu-img check` as it is.
 const CHECKED: usize = 13;

@@ -18,6 +18,8 @@ mod bugs;
 mod disk;
 mod history;
 mod judge;
+#[path = "../support/mod.rs"]
+mod support;
 mod workload;
 
 use std::sync::Arc;
@@ -26,9 +28,10 @@ use outport_block::format::FormatFactory;
 use outport_block::trace::{Event, Limits, crash_images};
 use outport_tests::requires;
 
-use disk::{Case, Disk, bundled};
+use disk::{Case, Disk};
 use history::History;
 use judge::{Judge, Tally};
+use support::bundled;
 
 /// Workloads of one kind.
 fn seeds() -> u64 {

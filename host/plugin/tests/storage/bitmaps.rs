@@ -11,8 +11,9 @@ use outport_block::node::Kind;
 use outport_block::{Buf, Errno, Node};
 use outport_tests::{qemu_img, requires};
 
-use crate::place::{open, qcow2, run, try_open};
+use crate::place::{open, try_open};
 use crate::support::MemoryFiles;
+use crate::support::{bundled, run};
 
 /// Fails flush number `n`.
 fn failing(path: &Path, n: i64) -> Arc<Node> {
@@ -56,7 +57,7 @@ fn the_directory_is_read_once_and_not_for_each_bitmap() {
         for writable in [false, true] {
             let files = MemoryFiles::new(std::fs::read(&path).unwrap());
             let reads = || files.reads.load(Ordering::Relaxed);
-            let mut format = qcow2().instantiate(files.clone()).await.unwrap();
+            let mut format = bundled().instantiate(files.clone()).await.unwrap();
             format.open("{}", writable).await.unwrap();
             format.activate(Vec::new()).await.unwrap();
             let listed = format.list_bitmaps(0).await.unwrap();

@@ -8,7 +8,8 @@ use outport_block::window::Window;
 use outport_block::{Buf, ByteRange, Errno, Node};
 use outport_tests::requires;
 
-use crate::place::{MIB, Place, run};
+use crate::place::{MIB, Place};
+use crate::support::run;
 
 const CLUSTER: u64 = 65_536;
 

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use outport_block::file::{FileOptions, HostFile};
-use outport_block::format::{Child, FormatFactory};
+use outport_block::format::Child;
 use outport_block::image::{ChildSource, Image};
 use outport_block::node::Kind;
 use outport_block::{Error, Node};
-use outport_plugin::{Bundled, PluginKind, PluginRegistry, RegistryConfig};
 use outport_tests::{qemu_img, try_run};
 use tempfile::TempDir;
+
+use crate::support::bundled;
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -23,29 +24,6 @@ pub(crate) struct Place {
     folder: TempDir,
     offset: u64,
     pub(crate) size: u64,
-}
-
-pub(crate) fn run<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(future)
-}
-
-pub(crate) fn qcow2() -> Arc<dyn FormatFactory> {
-    let convert = |plugin: &outport_plugins::Bundled| Bundled {
-        name: plugin.name,
-        kind: PluginKind::of_world(plugin.kind).unwrap(),
-        wasm: plugin.wasm,
-        compiled: plugin.compiled,
-    };
-    let config = RegistryConfig {
-        bundled: outport_plugins::bundled().iter().map(convert).collect(),
-        ..RegistryConfig::default()
-    };
-    let registry = PluginRegistry::new(config).unwrap();
-    registry.format("qcow2").unwrap()
 }
 
 impl Place {
@@ -120,7 +98,7 @@ pub(crate) async fn open(file: Arc<Node>) -> Arc<Node> {
 
 /// The image in `file`, unless that fails.
 pub(crate) async fn try_open(file: Arc<Node>) -> Result<Arc<Node>, Error> {
-    let (factory, options) = (qcow2(), "{}".to_owned());
+    let (factory, options) = (bundled(), "{}".to_owned());
     let sink = Arc::new(|_| {});
     let mut children = Nothing;
     let image = Image::open("disk0", factory, options, true, file, &mut children, sink);

@@ -12,11 +12,13 @@ mod host;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use outport_block::format::{Format, FormatError, FormatFactory, FormatFiles, Grant};
 use outport_block::{ByteRange, Errno};
-use outport_plugin::{Limits, PluginRegistry, PluginSpec, RegistryConfig, WasmFormatFactory};
+use outport_plugin::{
+    Bundled, Limits, PluginKind, PluginRegistry, PluginSpec, RegistryConfig, WasmFormatFactory,
+};
 use outport_test_guests::{Guest, World};
 
 #[allow(unused_imports, reason = "each test file uses a part of it")]
@@ -151,6 +153,24 @@ pub async fn open(
     format.open("{}", writable).await?;
     format.activate(Vec::<Grant>::new()).await?;
     Ok(format)
+}
+
+/// The qcow2 plugin of this build: the machine code that the daemon runs.
+pub fn bundled() -> Arc<dyn FormatFactory> {
+    static REGISTRY: LazyLock<PluginRegistry> = LazyLock::new(|| {
+        let convert = |plugin: &outport_plugins::Bundled| Bundled {
+            name: plugin.name,
+            kind: PluginKind::of_world(plugin.kind).unwrap(),
+            wasm: plugin.wasm,
+            compiled: plugin.compiled,
+        };
+        let config = RegistryConfig {
+            bundled: outport_plugins::bundled().iter().map(convert).collect(),
+            ..RegistryConfig::default()
+        };
+        PluginRegistry::new(config).unwrap()
+    });
+    REGISTRY.format("qcow2").unwrap()
 }
 
 /// Run on a current-thread runtime, as an iothread does.
