@@ -9,6 +9,14 @@ use std::fmt;
 use crate::ByteRange;
 use crate::node::NodeFuture;
 
+/// Extents that a provider is asked for at once: they stay in the processor's cache until they are
+/// in the reply.
+pub const EXTENTS_AT_ONCE: usize = 4 << 10;
+
+/// Looks at a node's ranges, each a call to the kernel at worst, before other tasks of the iothread
+/// get their turn.
+pub const LOOKS_MAX: usize = 256;
+
 /// A run of bytes of which the same is to be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContextExtent {

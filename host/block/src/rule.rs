@@ -4,15 +4,8 @@
 //! client that asks.
 
 use crate::bitmap::Bits;
-use crate::metacontext::ContextExtent;
+use crate::metacontext::{ContextExtent, EXTENTS_AT_ONCE, LOOKS_MAX};
 use crate::{ByteRange, Errno, Node};
-
-/// Room for the extents of a fine-grained bitmap, of which the front-end asks for so many at once.
-const EXTENTS_AT_FIRST: usize = 4 << 10;
-
-/// Looks at a node's ranges, each a call to the kernel at worst, before other tasks of the iothread
-/// get their turn.
-const LOOKS_MAX: usize = 256;
 
 /// What the status of a range is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +41,7 @@ pub(crate) fn dirty(
     range: ByteRange,
     extents_max: usize,
 ) -> Vec<ContextExtent> {
-    let mut extents = Vec::with_capacity(extents_max.min(EXTENTS_AT_FIRST));
+    let mut extents = Vec::with_capacity(extents_max.min(EXTENTS_AT_ONCE));
     bits.runs(range, |len, is_dirty| {
         let flags = if is_dirty { dirty } else { clean };
         extents.push(ContextExtent { len, flags });

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Kind, Node, NodeFuture, refused};
 use crate::engine::background::Finish;
+use crate::file::HostFile;
 use crate::{Errno, Error, ErrorKind, Result};
 
 /// What images are made of, to those who see them as disks.
@@ -77,16 +78,17 @@ impl Node {
     pub(crate) fn holds(&self, end: u64) -> bool {
         let fits = || self.len_max().is_none_or(|max| end <= max);
         fits() || {
-            self.ask_device();
+            self.with_file(HostFile::ask_device);
             fits()
         }
     }
 
-    fn ask_device(&self) {
+    /// Does this to the file that the node shows, if it shows one.
+    pub(super) fn with_file(&self, work: fn(&HostFile)) {
         match &self.kind {
-            Kind::File(file) => file.ask_device(),
-            Kind::Raw(raw) => raw.now().child.ask_device(),
-            Kind::Filter(filter) => filter.child().1.ask_device(),
+            Kind::File(file) => work(file),
+            Kind::Raw(raw) => raw.now().child.with_file(work),
+            Kind::Filter(filter) => filter.child().1.with_file(work),
             Kind::Null { .. } | Kind::Image(_) | Kind::Remote(_) => {}
         }
     }

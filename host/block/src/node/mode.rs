@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::{Kind, Node};
 use crate::error::{Error, ErrorKind, Result};
+use crate::file::HostFile;
 
 const READ_ONLY: u8 = 1;
 const UNMAP: u8 = 2;
@@ -101,12 +102,7 @@ impl Node {
     /// Files below may be longer than they were, also those that were active all the time: their
     /// owner has made them so.
     pub(crate) fn look_again(&self) {
-        match &self.kind {
-            Kind::File(file) => file.look_again(),
-            Kind::Raw(raw) => raw.now().child.look_again(),
-            Kind::Filter(filter) => filter.child().1.look_again(),
-            Kind::Null { .. } | Kind::Image(_) | Kind::Remote(_) => {}
-        }
+        self.with_file(HostFile::look_again);
     }
 
     /// Takes it back. Children come before, by the caller.

@@ -106,12 +106,7 @@ impl Listener {
                 ipv4,
                 ipv6,
             } => bind_tcp(&host, &port, to, ipv4, ipv6).await,
-            Address::Unix {
-                path,
-                is_abstract,
-                tight,
-            } => bind_unix(&path, is_abstract, tight),
-            Address::Fd(fd) => adopt(fd),
+            local => bind_local(local),
         }
     }
 
@@ -121,27 +116,19 @@ impl Listener {
     /// # Errors
     /// As [`Listener::bind`].
     pub fn bind_alone(address: Address) -> Result<Self, String> {
-        match address {
-            Address::Inet { .. } => {
-                Err("Only socket address types 'unix' and 'fd' are supported".into())
-            }
-            Address::Unix {
-                path,
-                is_abstract: false,
-                ..
-            } if is_listened_on(&path) => {
-                let path = path.display();
-                Err(format!(
-                    "Failed to bind socket to {path}: Address already in use"
-                ))
-            }
-            Address::Unix {
-                path,
-                is_abstract,
-                tight,
-            } => bind_unix(&path, is_abstract, tight),
-            Address::Fd(fd) => adopt(fd),
+        if let Address::Unix {
+            path,
+            is_abstract: false,
+            ..
+        } = &address
+            && is_listened_on(path)
+        {
+            let path = path.display();
+            return Err(format!(
+                "Failed to bind socket to {path}: Address already in use"
+            ));
         }
+        bind_local(address)
     }
 
     /// The URI for an export of this name.
@@ -242,6 +229,21 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.withdraw();
+    }
+}
+
+/// What needs no name of a host looked up.
+fn bind_local(address: Address) -> Result<Listener, String> {
+    match address {
+        Address::Inet { .. } => {
+            Err("Only socket address types 'unix' and 'fd' are supported".into())
+        }
+        Address::Unix {
+            path,
+            is_abstract,
+            tight,
+        } => bind_unix(&path, is_abstract, tight),
+        Address::Fd(fd) => adopt(fd),
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use outport_block::metacontext::{EXTENTS_AT_ONCE, LOOKS_MAX};
 use outport_block::node::Segment;
 use outport_block::{Buf, ByteRange, Errno, Node};
 
@@ -58,14 +59,6 @@ impl Reply {
         }
     }
 }
-
-/// Extents that a context is asked for at once: they stay in the processor's cache until they are
-/// in the reply.
-const EXTENTS_AT_ONCE: usize = 4 << 10;
-
-/// Looks at a node's ranges, each a call to the kernel at worst, before other tasks of the iothread
-/// get their turn.
-const LOOKS_MAX: usize = 256;
 
 /// Block status requests of a connection that are being answered; the others wait in turn. One that
 /// asks for all of a large image keeps a thread busy, and a client may ask for thousands.
