@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
+use hashlink::LinkedHashMap;
 use outport_qmp::Command;
 use outport_qmp::de::{self, Mode};
 use outport_qmp::types::block_core::BlockdevOptions;
@@ -20,11 +21,15 @@ use crate::exports::Exports;
 use crate::graph::Graph;
 use crate::nbd_server::NbdServers;
 
-/// What was asked for, in order.
+/// Entries of what is gone are dropped when there are this many more than twice those that are
+/// there: looking each time would make every command look at everything.
+const STALE_MAX: usize = 64;
+
+/// What was asked for, by name and in order.
 #[derive(Debug, Default)]
 pub(crate) struct Config {
-    nodes: RefCell<Vec<BlockdevOptions>>,
-    exports: RefCell<Vec<BlockExportOptions>>,
+    nodes: RefCell<LinkedHashMap<String, BlockdevOptions>>,
+    exports: RefCell<LinkedHashMap<String, BlockExportOptions>>,
     servers: RefCell<Vec<NbdServerOptions>>,
 }
 
@@ -32,11 +37,10 @@ impl Config {
     /// A node was added, or has other options now.
     pub(crate) fn node_added(&self, graph: &Graph, options: BlockdevOptions) {
         let mut nodes = self.nodes.borrow_mut();
-        nodes.retain(|other| {
-            let name = other.node_name.as_deref().unwrap_or_default();
-            other.node_name != options.node_name && graph.find(name).is_some()
-        });
-        nodes.push(options);
+        nodes.insert(options.node_name.clone().unwrap_or_default(), options);
+        if nodes.len() > 2 * graph.len() + STALE_MAX {
+            nodes.retain(|name, _| graph.find(name).is_some());
+        }
     }
 
     /// A node has other options now. It may live inside those of its parent, and name children that
@@ -49,7 +53,7 @@ impl Config {
         let Ok(mut new) = serde_json::to_value(&options) else {
             return;
         };
-        for known in nodes.iter_mut() {
+        for known in nodes.values_mut() {
             let Ok(mut value) = serde_json::to_value(&*known) else {
                 continue;
             };
@@ -67,8 +71,10 @@ impl Config {
     /// An export was added.
     pub(crate) fn export_added(&self, exports: &Exports, options: BlockExportOptions) {
         let mut list = self.exports.borrow_mut();
-        list.retain(|other| other.id != options.id && exports.has(&other.id));
-        list.push(options);
+        list.insert(options.id.clone(), options);
+        if list.len() > 2 * exports.len() + STALE_MAX {
+            list.retain(|id, _| exports.has(id));
+        }
     }
 
     /// An NBD server was started.
@@ -137,7 +143,7 @@ pub(crate) fn dump(daemon: &Daemon) -> Vec<ConfigCommand> {
     commands.extend(servers.map(|options| Command::NbdServerStart(options.into())));
     let exports = daemon.config.exports.borrow();
     let exports = exports
-        .iter()
+        .values()
         .filter(|options| daemon.exports.has(&options.id));
     commands.extend(exports.cloned().map(Command::BlockExportAdd));
     let told = |command: Command| ConfigCommand {
@@ -152,15 +158,14 @@ fn nodes(daemon: &Daemon, commands: &mut Vec<Command>) {
     let graph = daemon.graph.borrow();
     let nodes = daemon.config.nodes.borrow();
     let mut told = BTreeSet::new();
-    for options in nodes.iter() {
-        let name = options.node_name.as_deref().unwrap_or_default();
+    for name in nodes.keys() {
         tell(&graph, &nodes, name, &mut told, commands);
     }
 }
 
 fn tell(
     graph: &Graph,
-    nodes: &[BlockdevOptions],
+    nodes: &LinkedHashMap<String, BlockdevOptions>,
     name: &str,
     told: &mut BTreeSet<String>,
     commands: &mut Vec<Command>,
@@ -172,10 +177,7 @@ fn tell(
         tell(graph, nodes, child, told, commands);
     }
     if graph.find(name).is_some_and(|entry| entry.owned) {
-        let asked = nodes
-            .iter()
-            .find(|options| options.node_name.as_deref() == Some(name));
-        let asked = asked.cloned().map(|mut options| {
+        let asked = nodes.get(name).cloned().map(|mut options| {
             options.active = (!graph.is_active(name)).then_some(false);
             options
         });

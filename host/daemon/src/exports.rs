@@ -10,12 +10,13 @@
 //! id can be used again.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use hashlink::LinkedHashMap;
 use outport_block::Node;
 use outport_block::bitmap::Held;
 use outport_block::filter::throttle::Undrain;
@@ -70,17 +71,17 @@ pub(crate) struct Reserved<'a> {
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        let mut reserved = self.exports.reserved.borrow_mut();
-        reserved.retain(|id| *id != self.id);
+        self.exports.reserved.borrow_mut().remove(&self.id);
     }
 }
 
-/// All exports, in the order in which they were added.
+/// All exports.
 #[derive(Default)]
 pub(crate) struct Exports {
-    list: RefCell<Vec<Entry>>,
+    /// By id, in the order in which they were added.
+    list: RefCell<LinkedHashMap<String, Entry>>,
     /// Ids of exports that are being added.
-    reserved: RefCell<Vec<String>>,
+    reserved: RefCell<HashSet<String>>,
     /// What exports did that are gone, by the name of their node.
     past: RefCell<BTreeMap<String, ExportTotals>>,
 }
@@ -89,52 +90,54 @@ impl Exports {
     /// Takes an id for an export that is being added; `None`: it is taken.
     pub(crate) fn reserve(&self, id: &str) -> Option<Reserved<'_>> {
         let mut reserved = self.reserved.borrow_mut();
-        if self.has(id) || reserved.iter().any(|other| other == id) {
+        if self.has(id) || !reserved.insert(id.to_owned()) {
             return None;
         }
-        reserved.push(id.to_owned());
         Some(Reserved {
             exports: self,
             id: id.to_owned(),
         })
     }
 
+    /// How many exports there are.
+    pub(crate) fn len(&self) -> usize {
+        self.list.borrow().len()
+    }
+
     /// Whether somebody reads this node's file without us.
     pub(crate) fn is_bypassed(&self, node: &str) -> bool {
         let list = self.list.borrow();
         let mut read = list
-            .iter()
+            .values()
             .filter(|it| it.bypassed && it.export.users() > 0);
         read.any(|entry| holds(entry.export.node(), node))
     }
 
     /// Some node has another length: whoever tells clients of it looks again.
     pub(crate) fn tell_resized(&self) {
-        for entry in self.list.borrow().iter() {
+        for entry in self.list.borrow().values() {
             entry.export.tell_resized();
         }
     }
 
     /// Whether an id is taken, also by an export that is shutting down.
     pub(crate) fn has(&self, id: &str) -> bool {
-        self.list
-            .borrow()
-            .iter()
-            .any(|entry| entry.export.id() == id)
+        self.list.borrow().contains_key(id)
     }
 
     /// Whether an export is served by this iothread object.
     pub(crate) fn uses_iothread(&self, id: &str) -> bool {
         self.list
             .borrow()
-            .iter()
+            .values()
             .any(|entry| entry.iothreads.iter().any(|used| used == id))
     }
 
     /// Adds an export.
     pub(crate) fn add(&self, daemon: &Rc<Daemon>, entry: Entry) {
         let export = entry.export.clone();
-        self.list.borrow_mut().push(entry);
+        let id = export.id().to_owned();
+        self.list.borrow_mut().insert(id, entry);
         let daemon = Rc::downgrade(daemon);
         tokio::task::spawn_local(async move {
             export.gone().await;
@@ -183,7 +186,7 @@ impl Exports {
     /// There is no such export.
     pub(crate) fn find(&self, id: &str) -> Result<(Arc<Export>, BlockExportType), Error> {
         let list = self.list.borrow();
-        let entry = list.iter().find(|entry| entry.export.id() == id);
+        let entry = list.get(id);
         let found = entry.map(|entry| (entry.export.clone(), entry.kind));
         found.ok_or_else(|| Error::no_such_export(id))
     }
@@ -197,7 +200,10 @@ impl Exports {
     /// Ids of the exports of an NBD server, newest first.
     pub(crate) fn served_by(&self, server: Option<&str>) -> Vec<String> {
         let list = self.list.borrow();
-        let served = list.iter().rev().filter(|entry| entry.is_served_by(server));
+        let served = list
+            .values()
+            .rev()
+            .filter(|entry| entry.is_served_by(server));
         served.map(|entry| entry.export.id().to_owned()).collect()
     }
 
@@ -222,17 +228,15 @@ impl Exports {
                 waited_total_time_ns: totals.waited_ns,
             }
         };
-        self.list.borrow().iter().rev().map(stats).collect()
+        self.list.borrow().values().rev().map(stats).collect()
     }
 
-    /// What all exports of a node did, those that are gone included.
-    pub(crate) fn totals_of(&self, node: &str) -> ExportTotals {
-        let past = self.past.borrow().get(node).copied();
-        let mut totals = past.unwrap_or_default();
-        for entry in self.list.borrow().iter() {
-            if entry.export.node().name() == node {
-                totals.add(&entry.export.totals());
-            }
+    /// What all exports did, those that are gone included, by the name of their node.
+    pub(crate) fn totals(&self) -> BTreeMap<String, ExportTotals> {
+        let mut totals = self.past.borrow().clone();
+        for entry in self.list.borrow().values() {
+            let node = entry.export.node().name().to_owned();
+            totals.entry(node).or_default().add(&entry.export.totals());
         }
         totals
     }
@@ -255,14 +259,14 @@ impl Exports {
             node_name: entry.export.node().name().to_owned(),
             shutting_down: entry.export.is_shutting_down(),
         };
-        self.list.borrow().iter().rev().map(info).collect()
+        self.list.borrow().values().rev().map(info).collect()
     }
 
     async fn close_where(&self, daemon: &Daemon, wanted: impl Fn(&Entry) -> bool) {
         let closing: Vec<_> = {
             let list = self.list.borrow();
             // Newest first, as QEMU does.
-            let closing = list.iter().rev().filter(|entry| wanted(entry));
+            let closing = list.values().rev().filter(|entry| wanted(entry));
             closing.map(|entry| entry.export.clone()).collect()
         };
         for export in &closing {
@@ -279,9 +283,7 @@ impl Exports {
     fn shut_down(&self, daemon: &Daemon, export: &Arc<Export>) {
         let (kind, server) = {
             let list = self.list.borrow();
-            let mut entries = list.iter();
-            let entry = entries.find(|entry| entry.export.id() == export.id());
-            entry.map_or((None, None), |entry| {
+            list.get(export.id()).map_or((None, None), |entry| {
                 (Some(entry.kind), entry.server.clone())
             })
         };
@@ -292,8 +294,8 @@ impl Exports {
         let drained = export.node().drain_throttles();
         let mut list = self.list.borrow_mut();
         if let Some(entry) = list
-            .iter_mut()
-            .find(|entry| Arc::ptr_eq(&entry.export, export))
+            .get_mut(export.id())
+            .filter(|entry| Arc::ptr_eq(&entry.export, export))
         {
             entry.drained.extend(drained);
         }
@@ -306,11 +308,10 @@ impl Exports {
     /// An export is gone. Called by everyone who waited for it; the first call counts.
     fn finish(&self, daemon: &Daemon, id: &str) {
         let mut list = self.list.borrow_mut();
-        let gone = list
-            .iter()
-            .position(|entry| entry.export.id() == id && entry.export.is_gone());
-        let Some(at) = gone else { return };
-        let entry = list.remove(at);
+        if !list.get(id).is_some_and(|entry| entry.export.is_gone()) {
+            return;
+        }
+        let Some(entry) = list.remove(id) else { return };
         drop(list);
         daemon.graph.borrow_mut().detach(entry.edge);
         drop(entry.held);

@@ -1,6 +1,9 @@
 //! Statistics of nodes (`block-core.json`).
 
+use std::collections::BTreeMap;
+
 use outport_block::Node;
+use outport_export::ExportTotals;
 use outport_qmp::types::block_stats::{
     BlockDeviceStats, BlockStats, BlockStatsSpecific, BlockStatsSpecificBranch,
     BlockStatsSpecificFile, QueryBlockstats,
@@ -31,18 +34,19 @@ pub(super) fn query(daemon: &Daemon, arguments: &QueryBlockstats) -> Vec<BlockSt
         return Vec::new();
     }
     let graph = daemon.graph.borrow();
+    let totals = daemon.exports.totals();
     let names = graph.newest_first().map(|entry| entry.node.name());
-    let mut stats: Vec<_> = names.map(|name| node(daemon, &graph, name)).collect();
+    let mut stats: Vec<_> = names.map(|name| node(&totals, &graph, name)).collect();
     stats.reverse();
     stats
 }
 
-fn node(daemon: &Daemon, graph: &Graph, name: &str) -> BlockStats {
+fn node(exported: &BTreeMap<String, ExportTotals>, graph: &Graph, name: &str) -> BlockStats {
     let child = |role| {
         let (_, child) = graph.children(name).find(|(other, _)| *other == role)?;
-        Some(Box::new(node(daemon, graph, child)))
+        Some(Box::new(node(exported, graph, child)))
     };
-    let totals = daemon.exports.totals_of(name);
+    let totals = exported.get(name).copied().unwrap_or_default();
     let found = graph.find(name).map(|entry| &entry.node);
     let wr_highest_offset = found.map_or(0, |node| node.highest_write());
     BlockStats {

@@ -60,17 +60,15 @@ impl Graph {
 
     /// Does an active node use this one?
     pub(crate) fn has_active_parent(&self, name: &str) -> bool {
-        let users = self.edges.iter().filter(|edge| edge.child == name);
-        users
-            .into_iter()
-            .any(|edge| matches!(&edge.user, User::Node(parent) if self.is_active(parent)))
+        let mut users = self.edges.above(name);
+        users.any(|edge| matches!(&edge.user, User::Node(parent) if self.is_active(parent)))
     }
 
     /// Does somebody write who does not put up with the node becoming inactive?
     pub(crate) fn insists_on_writing(&self, name: &str) -> bool {
         let writing = Permissions::WRITE.or(Permissions::WRITE_UNCHANGED);
-        let users = self.edges.iter().filter(|edge| edge.child == name);
-        users.into_iter().any(|edge| match edge.purpose {
+        let mut users = self.edges.above(name);
+        users.any(|edge| match edge.purpose {
             Use::Export {
                 claim,
                 allow_inactive,
@@ -82,15 +80,12 @@ impl Graph {
 
     /// Nodes that no other node uses, those with exports first.
     pub(crate) fn tops(&self) -> Vec<String> {
-        let names = self.entries.iter().map(|entry| entry.node.name());
         let below = |name: &str| {
-            let mut users = self.edges.iter().filter(|edge| edge.child == name);
+            let mut users = self.edges.above(name);
             users.any(|edge| matches!(edge.user, User::Node(_)))
         };
-        let mut tops: Vec<_> = names
-            .filter(|name| !below(name))
-            .map(str::to_owned)
-            .collect();
+        let names = self.entries.keys().filter(|name| !below(name));
+        let mut tops: Vec<_> = names.cloned().collect();
         tops.sort_by_key(|name| !self.is_used(name));
         tops
     }

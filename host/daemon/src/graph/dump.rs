@@ -1,5 +1,7 @@
 //! The whole graph, for `x-debug-query-block-graph`.
 
+use std::collections::HashMap;
+
 use outport_qmp::types::block_graph::{
     BlockPermission, XDbgBlockGraph, XDbgBlockGraphEdge, XDbgBlockGraphNode, XDbgBlockGraphNodeType,
 };
@@ -9,20 +11,21 @@ use super::{Graph, Permissions, User};
 impl Graph {
     /// All nodes, all users that are no nodes, and who uses whom.
     pub(crate) fn dump(&self) -> XDbgBlockGraph {
-        let names: Vec<&str> = self.entries.iter().map(|entry| entry.node.name()).collect();
         let number = |at: usize| u64::try_from(at).unwrap_or(u64::MAX) + 1;
-        let id_of = |name: &str| names.iter().position(|other| *other == name).map(number);
+        let names = self.entries.keys().map(String::as_str);
+        let ids: HashMap<_, _> = names.clone().zip(1..).collect();
+        let id_of = |name: &str| ids.get(name).copied();
         let vertex = |id, r#type, name: &str| XDbgBlockGraphNode {
             id,
             r#type,
             name: name.to_owned(),
         };
-        let nodes = names.iter().enumerate();
-        let mut nodes: Vec<_> = nodes
-            .map(|(at, name)| vertex(number(at), XDbgBlockGraphNodeType::BlockDriver, name))
+        let mut nodes: Vec<_> = names
+            .zip(1..)
+            .map(|(name, id)| vertex(id, XDbgBlockGraphNodeType::BlockDriver, name))
             .collect();
         let mut edges = Vec::new();
-        for edge in &self.edges {
+        for edge in self.edges.iter() {
             // A node that is being opened or closed is not shown, nor what it uses.
             let Some(child) = id_of(&edge.child) else {
                 continue;

@@ -4,10 +4,11 @@
 //! opened until after it is closed, so a child in use is always seen to be. Invariants: names are
 //! unique, those of nodes being opened or closed included; no two users of a node conflict.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use hashlink::LinkedHashMap;
 use outport_block::Node;
 use outport_block::filter::ThrottleGroup;
 use outport_qmp::Error;
@@ -15,9 +16,12 @@ use outport_qmp::error::is_identifier;
 
 mod activity;
 mod dump;
+mod edges;
 mod permissions;
 mod reopen;
 
+use edges::{Edge, Edges};
+use permissions::conflicts;
 pub(crate) use permissions::{Claim, Permissions, Use};
 pub(crate) use reopen::Exchanged;
 
@@ -58,26 +62,17 @@ impl User {
 }
 
 /// Names an edge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct EdgeId(u64);
-
-#[derive(Debug)]
-struct Edge {
-    id: EdgeId,
-    user: User,
-    child: String,
-    role: &'static str,
-    purpose: Use,
-}
 
 /// All nodes.
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
-    /// In the order in which they were added.
-    entries: Vec<Entry>,
-    edges: Vec<Edge>,
+    /// By name, in the order in which they were added.
+    entries: LinkedHashMap<String, Entry>,
+    edges: Edges,
     /// Names of nodes that are being opened or closed.
-    reserved: Vec<String>,
+    reserved: HashSet<String>,
     /// Names of nodes that somebody else has, those being opened included.
     inactive: BTreeSet<String>,
     edges_made: u64,
@@ -88,7 +83,12 @@ impl Graph {
     // === nodes ===
 
     pub(crate) fn find(&self, name: &str) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.node.name() == name)
+        self.entries.get(name)
+    }
+
+    /// How many nodes there are.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// The node that a command names.
@@ -103,7 +103,7 @@ impl Graph {
 
     /// All nodes, newest first.
     pub(crate) fn newest_first(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().rev()
+        self.entries.values().rev()
     }
 
     /// Reserves a name that an operator chose.
@@ -122,7 +122,7 @@ impl Graph {
                 "Duplicate nodes with node-name='{name}'"
             )));
         }
-        self.reserved.push(name.to_owned());
+        self.reserved.insert(name.to_owned());
         Ok(())
     }
 
@@ -139,36 +139,33 @@ impl Graph {
                 clock.subsec_micros() % 100
             );
             if !self.is_taken(&name) {
-                self.reserved.push(name.clone());
+                self.reserved.insert(name.clone());
                 return name;
             }
         }
     }
 
     fn is_taken(&self, name: &str) -> bool {
-        self.find(name).is_some() || self.reserved.iter().any(|other| other == name)
+        self.entries.contains_key(name) || self.reserved.contains(name)
     }
 
     /// Gives a reserved name back.
     pub(crate) fn release(&mut self, name: &str) {
-        self.reserved.retain(|other| other != name);
+        self.reserved.remove(name);
     }
 
     /// Adds an open node under its reserved name.
     pub(crate) fn insert(&mut self, entry: Entry) {
         let name = entry.node.name().to_owned();
         self.release(&name);
-        self.entries.push(entry);
+        self.entries.insert(name, entry);
     }
 
     /// Takes a node out, to be closed. Its name and its edges stay until [`Graph::forget`].
     pub(crate) fn take(&mut self, name: &str) -> Option<Arc<Node>> {
-        let at = self
-            .entries
-            .iter()
-            .position(|entry| entry.node.name() == name)?;
-        self.reserved.push(name.to_owned());
-        Some(self.entries.remove(at).node)
+        let entry = self.entries.remove(name)?;
+        self.reserved.insert(name.to_owned());
+        Some(entry.node)
     }
 
     /// A node was closed, or was never opened: drops its name and its edges; returns the children
@@ -176,11 +173,11 @@ impl Graph {
     pub(crate) fn forget(&mut self, name: &str) -> Vec<String> {
         self.release(name);
         self.inactive.remove(name);
-        let user = User::Node(name.to_owned());
-        let (gone, kept) = std::mem::take(&mut self.edges)
+        let ids: Vec<_> = self.edges.below(name).map(|edge| edge.id).collect();
+        let gone: Vec<_> = ids
             .into_iter()
-            .partition::<Vec<_>, _>(|edge| edge.user == user);
-        self.edges = kept;
+            .filter_map(|id| self.edges.remove(id))
+            .collect();
         for edge in &gone {
             self.unlock_below(&edge.child);
         }
@@ -201,7 +198,7 @@ impl Graph {
     /// The first reason why not.
     pub(crate) fn check_deletable(&self, name: &str) -> Result<(), Error> {
         let entry = self.find(name).ok_or_else(|| Error::no_such_node(name))?;
-        let users = || self.edges.iter().filter(|edge| edge.child == name);
+        let users = || self.edges.above(name);
         if users().any(|edge| edge.user == User::Block) {
             return Err(Error::node_in_use(name));
         }
@@ -236,18 +233,15 @@ impl Graph {
 
     /// Nodes that no other node uses: the next ones to close at exit.
     pub(crate) fn roots(&self) -> Vec<String> {
-        let names = self.entries.iter().map(|entry| entry.node.name());
-        names
-            .filter(|name| !self.is_used(name))
-            .map(str::to_owned)
-            .collect()
+        let names = self.entries.keys();
+        names.filter(|name| !self.is_used(name)).cloned().collect()
     }
 
     /// Whether a node is in this throttle group.
     pub(crate) fn uses_throttle(&self, group: &Arc<ThrottleGroup>) -> bool {
         let throttles = self
             .entries
-            .iter()
+            .values()
             .filter_map(|entry| entry.node.throttle());
         throttles
             .into_iter()
@@ -256,13 +250,12 @@ impl Graph {
 
     /// Children of a node, with their roles.
     pub(crate) fn children(&self, name: &str) -> impl Iterator<Item = (&'static str, &str)> {
-        let user = User::Node(name.to_owned());
-        let edges = self.edges.iter().filter(move |edge| edge.user == user);
+        let edges = self.edges.below(name);
         edges.map(|edge| (edge.role, edge.child.as_str()))
     }
 
     fn is_used(&self, name: &str) -> bool {
-        self.edges.iter().any(|edge| edge.child == name)
+        self.edges.above(name).next().is_some()
     }
 
     // === edges ===
@@ -292,7 +285,7 @@ impl Graph {
             Use::Storage { .. } => Use::Storage { writable: false },
             other => other,
         };
-        self.edges.push(Edge {
+        self.edges.insert(Edge {
             id,
             user,
             child: child.to_owned(),
@@ -300,9 +293,7 @@ impl Graph {
             purpose: first,
         });
         let checked = self.check_below(child).and_then(|()| {
-            if let Some(edge) = self.edges.last_mut() {
-                edge.purpose = purpose;
-            }
+            self.edges.set_purpose(id, purpose);
             self.check_below(child)?;
             self.lock_below(child)
         });
@@ -315,11 +306,9 @@ impl Graph {
 
     /// Ends a use.
     pub(crate) fn detach(&mut self, id: EdgeId) {
-        let Some(at) = self.edges.iter().position(|edge| edge.id == id) else {
-            return;
-        };
-        let edge = self.edges.remove(at);
-        self.unlock_below(&edge.child);
+        if let Some(edge) = self.edges.remove(id) {
+            self.unlock_below(&edge.child);
+        }
     }
 
     /// Tells the files at and below a node what they are used for: other processes see it as locks.
@@ -342,7 +331,7 @@ impl Graph {
 
     /// What all users of a node together require and share.
     fn claim(&self, name: &str) -> Claim {
-        let users = self.edges.iter().filter(|edge| edge.child == name);
+        let users = self.edges.above(name);
         users.fold(Claim::NONE, |sum, edge| sum.with(self.edge_claim(edge)))
     }
 
@@ -377,16 +366,14 @@ impl Graph {
     }
 
     fn check_conflicts(&self, name: &str) -> Result<(), Error> {
-        let users: Vec<_> = self
-            .edges
-            .iter()
-            .rev()
-            .filter(|edge| edge.child == name)
-            .collect();
-        for one in &users {
-            for other in users.iter().filter(|other| other.id != one.id) {
-                let required = self.edge_claim(one).required;
-                let conflict = required.without(self.edge_claim(other).shared);
+        let users = self.edges.above(name).rev();
+        let claims: Vec<_> = users.map(|edge| (edge, self.edge_claim(edge))).collect();
+        if !conflicts(claims.iter().map(|(_, claim)| *claim)) {
+            return Ok(());
+        }
+        for (one, wanted) in &claims {
+            for (other, left) in claims.iter().filter(|(other, _)| other.id != one.id) {
+                let conflict = wanted.required.without(left.shared);
                 if !conflict.is_empty() {
                     return Err(Error::generic(format!(
                         "Permission conflict on node '{name}': permissions '{}' are both required \

@@ -97,6 +97,22 @@ impl Claim {
     }
 }
 
+/// Whether one of these users requires what another one does not share. Takes one look at each, as
+/// a node may have thousands of users.
+pub(super) fn conflicts(claims: impl Iterator<Item = Claim>) -> bool {
+    let (mut required, mut unshared) = (Permissions::NONE, Permissions::NONE);
+    for claim in claims {
+        let refused = Permissions::ALL.without(claim.shared);
+        let met = claim.required.and(unshared).or(refused.and(required));
+        if !met.is_empty() {
+            return true;
+        }
+        required = required.or(claim.required);
+        unshared = unshared.or(refused);
+    }
+    false
+}
+
 /// How a user's claim comes about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
@@ -176,6 +192,29 @@ mod tests {
         let claim = Use::Storage { writable: true }.claim(Claim::NONE);
         assert_eq!(claim.required.names(), "consistent read, write, resize");
         assert_eq!(claim.shared.names(), "consistent read, write unchanged");
+    }
+
+    #[test]
+    fn users_conflict_as_they_do_in_pairs() {
+        let claims: Vec<Claim> = (0..16)
+            .flat_map(|bits| (0..4).map(move |two| (bits, two)))
+            .map(|(bits, two)| Claim {
+                required: Permissions(two | (bits & 1) << 3),
+                shared: Permissions(bits),
+            })
+            .collect();
+        for (at, one) in claims.iter().enumerate() {
+            for (beside, two) in claims.iter().enumerate() {
+                for three in &claims {
+                    let all = [*one, *two, *three];
+                    let pair = |a: usize, b: usize| {
+                        a != b && !all[a].required.without(all[b].shared).is_empty()
+                    };
+                    let slow = (0..3).any(|a| (0..3).any(|b| pair(a, b)));
+                    assert_eq!(conflicts(all.into_iter()), slow, "{at} {beside} {three:?}");
+                }
+            }
+        }
     }
 
     #[test]

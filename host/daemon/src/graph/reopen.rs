@@ -21,8 +21,7 @@ impl Exchanged {
 impl Graph {
     /// The entry of a node, to change it.
     pub(crate) fn find_mut(&mut self, name: &str) -> Option<&mut Entry> {
-        let mut entries = self.entries.iter_mut();
-        entries.find(|entry| entry.node.name() == name)
+        self.entries.get_mut(name)
     }
 
     /// The child in a role.
@@ -58,10 +57,13 @@ impl Graph {
         purpose: Use,
     ) -> Result<Exchanged, Error> {
         let user = User::Node(parent.to_owned());
-        let edge = |edge: &Edge| edge.user == user && edge.role == role;
-        let at = self.edges.iter().position(edge);
+        let present = self.edges.below(parent);
+        let old = present
+            .filter(|edge| edge.role == role)
+            .map(|edge| edge.id)
+            .next();
         let mut exchanged = Exchanged {
-            old: at.map(|at| self.edges.remove(at)),
+            old: old.and_then(|id| self.edges.remove(id)),
             new: None,
         };
         if let Some(child) = child {
@@ -86,7 +88,7 @@ impl Graph {
         }
         if let Some(old) = exchanged.old {
             let child = old.child.clone();
-            self.edges.push(old);
+            self.edges.insert(old);
             self.unlock_below(&child);
         }
     }
