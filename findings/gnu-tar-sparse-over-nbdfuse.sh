@@ -32,7 +32,7 @@ finish() {
     rm -rf "$dir"
 }
 trap finish EXIT
-nbdfuse --version; nbdkit --version; tar --version | head -1
+nbdfuse --version; nbdkit --version; tar --version | sed -n 1p
 
 truncate -s 4M disk.raw
 head -c 128K /dev/urandom | dd of=disk.raw bs=64K seek=3 conv=notrunc status=none

@@ -21,7 +21,7 @@ for tool in qemu-img python3; do
 done
 python3 -m venv venv
 venv/bin/pip install -q --no-cache-dir --disable-pip-version-check libqcow-python==20260703
-qemu-img --version | head -1
+qemu-img --version | sed -n 1p
 
 cat > compare.py <<'PY'
 import random, subprocess, struct, pyqcow

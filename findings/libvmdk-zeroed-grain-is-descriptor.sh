@@ -21,7 +21,7 @@ done
 python3 -m venv venv
 venv/bin/pip install -q --no-cache-dir --disable-pip-version-check \
     libvmdk-python==20260714 dissect.hypervisor==3.21
-qemu-img --version | head -1
+qemu-img --version | sed -n 1p
 
 qemu-img create -q -f vmdk -o zeroed_grain=on disk.vmdk 4M
 qemu-io -f vmdk -c 'write -P 5 0 1M' -c 'write -z 128k 64k' disk.vmdk > io.log

@@ -26,7 +26,7 @@ apt-get download -q cryptsetup-bin libcryptsetup12 libpopt0 > apt.log 2>&1 ||
 for package in *.deb; do dpkg -x "$package" root; done
 cryptsetup() {
     LD_LIBRARY_PATH=$(echo root/usr/lib/*-linux-gnu):$(echo root/lib/*-linux-gnu) \
-        "$(find root -name cryptsetup -type f -perm -u+x | head -1)" "$@"
+        "$(find root -name cryptsetup -type f -perm -u+x | sed -n 1p)" "$@"
 }
 cryptsetup --version
 mkdir src

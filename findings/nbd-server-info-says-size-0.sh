@@ -22,7 +22,7 @@ apt-get download -q nbd-server > apt.log 2>&1 ||
 dpkg -x nbd-server_*.deb root
 server=$(find root -name nbd-server -type f -perm -u+x -path '*bin*')
 ! ldd "$server" | grep 'not found' || { echo "skipped: libraries are missing"; exit 77; }
-"$server" -V; nbdinfo --version | head -1
+"$server" -V; nbdinfo --version | sed -n 1p
 
 head -c 1000000 /dev/urandom > disk.raw
 cat > config <<CONFIG

@@ -19,7 +19,7 @@ trap 'rm -rf "$dir"' EXIT
 for tool in nbdkit nbdinfo nbdcopy mke2fs qemu-img; do
     [ -n "$(command -v $tool)" ] || { echo "skipped: no $tool"; exit 77; }
 done
-nbdkit --version; qemu-img --version | head -1
+nbdkit --version; qemu-img --version | sed -n 1p
 
 mkdir files
 truncate -s 3M files/disk

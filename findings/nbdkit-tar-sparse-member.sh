@@ -18,7 +18,7 @@ trap 'rm -rf "$dir"' EXIT
 for tool in nbdkit nbdinfo nbdcopy tar; do
     [ -n "$(command -v $tool)" ] || { echo "skipped: no $tool"; exit 77; }
 done
-nbdkit --version; tar --version | head -1
+nbdkit --version; tar --version | sed -n 1p
 
 letters() { head -c "$2" /dev/zero | tr '\0' "$1"; }
 truncate -s 4M disk.raw

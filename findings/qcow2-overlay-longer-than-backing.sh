@@ -24,7 +24,7 @@ done
 python3 -m venv venv
 venv/bin/pip install -q --no-cache-dir --disable-pip-version-check \
     libqcow-python==20260703 dissect.hypervisor==3.21
-qemu-img --version | head -1
+qemu-img --version | sed -n 1p
 
 qemu-img create -q -f qcow2 base.qcow2 1M
 qemu-io -f qcow2 -c 'write -P 1 0 1M' base.qcow2 > io.log

@@ -44,7 +44,7 @@ fn main() {
 }
 RS
 CARGO_TARGET_DIR=$dir/target cargo build -q 2> cargo.log || { tail cargo.log; exit 1; }
-qemu-img --version | head -1
+qemu-img --version | sed -n 1p
 
 qemu-img create -q -f qcow2 base.qcow2 1M
 qemu-io -f qcow2 -c 'write -P 1 0 1M' base.qcow2 > io.log
