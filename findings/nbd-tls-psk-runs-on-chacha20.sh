@@ -28,7 +28,8 @@ certtool --version | sed -n 1p
 mkdir pki psk
 psktool -u alice -p psk/keys.psk > tool.log 2>&1
 printf 'cn=authority\nca\ncert_signing_key\n' > ca.info
-printf 'cn=localhost\ndns_name=localhost\ntls_www_server\nencryption_key\nsigning_key\n' > server.info
+printf 'cn=localhost\ndns_name=localhost\ntls_www_server\n' > server.info
+printf 'encryption_key\nsigning_key\n' >> server.info
 {
     certtool --generate-privkey --outfile pki/ca-key.pem
     certtool --generate-privkey --outfile pki/server-key.pem

@@ -20,7 +20,7 @@ const FILE_LINES_MAX: usize = 800;
 const LINE_CHARS_MAX: usize = 100;
 
 /// What lies at the top. Dot files and the tools' own configuration come on top of it.
-const TOP_LEVEL: [&str; 15] = [
+const TOP_LEVEL: [&str; 16] = [
     "Cargo.lock",
     "Cargo.toml",
     "LICENSE-APACHE",
@@ -30,6 +30,7 @@ const TOP_LEVEL: [&str; 15] = [
     "clippy.toml",
     "deny.toml",
     "examples",
+    "findings",
     "host",
     "plugins",
     "rustfmt.toml",
