@@ -6,6 +6,7 @@
 
 mod length;
 mod mode;
+mod room;
 mod segment;
 mod threshold;
 

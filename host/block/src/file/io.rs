@@ -246,6 +246,25 @@ impl Inner {
         (Ok(()), true)
     }
 
+    /// Space for the range, wherever the file ends. `NotSup`: only writing tells.
+    pub(super) async fn reserve(&self, range: ByteRange) -> Result<()> {
+        if self.device || !self.can_reserve.load(Ordering::Relaxed) {
+            return Err(Errno::NotSup);
+        }
+        let kind = OpKind::Fallocate {
+            mode: libc::FALLOC_FL_KEEP_SIZE,
+            len: range.len(),
+        };
+        match self.op(range.offset(), kind).await {
+            Ok(_) => Ok(()),
+            Err(Errno::NotSup | Errno::Inval) => {
+                self.can_reserve.store(false, Ordering::Relaxed);
+                Err(Errno::NotSup)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     /// Make it at least `len` bytes long, whoever else is making it longer: a
     /// length that was looked up is old before the file is cut to it.
     pub(super) async fn grow(&self, len: u64) -> Result<()> {

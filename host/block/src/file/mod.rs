@@ -90,6 +90,7 @@ struct Inner {
     can_punch: AtomicBool,
     discards: DiscardCounts,
     can_zero: AtomicBool,
+    can_reserve: AtomicBool,
     flusher: flush::Flusher,
     /// A flush failed: what the page cache held may be gone.
     lost: AtomicBool,
@@ -186,6 +187,7 @@ impl HostFile {
             can_punch: AtomicBool::new(true),
             discards: DiscardCounts::default(),
             can_zero: AtomicBool::new(true),
+            can_reserve: AtomicBool::new(true),
             flusher: flush::Flusher::default(),
             lost: AtomicBool::new(false),
             stalled_until: AtomicU64::new(0),
@@ -366,6 +368,16 @@ impl HostFile {
         Finish::new(async move {
             let _pass = inner.change().await?;
             inner.zero(range, may_unmap).await
+        })
+    }
+
+    /// Space for the range, so that writing there needs none; the content stays. `NotSup`: only
+    /// writing tells.
+    pub(crate) fn reserve(&self, range: ByteRange) -> Change {
+        let inner = self.0.clone();
+        Finish::new(async move {
+            let _pass = inner.change().await?;
+            inner.reserve(range).await
         })
     }
 

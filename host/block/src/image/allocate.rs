@@ -47,7 +47,7 @@ impl Image {
                 Ok(done) => return Ok(done),
             }
         }
-        Err(Errno::Io)
+        Err(self.files.why_in_vain())
     }
 
     pub(super) async fn allocate_locked(
@@ -276,7 +276,7 @@ impl Image {
                 Ok(()) => return Ok(true),
             }
         }
-        Err(Errno::Io)
+        Err(self.files.why_in_vain())
     }
 
     async fn compressed_locked(

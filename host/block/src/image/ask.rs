@@ -65,8 +65,7 @@ impl Image {
         let Call { value, txn } = self.call_once(plugin, call).await?;
         if let Err(e) = self.files.room(&txn) {
             // No lie: the format cannot know where a window or a device ends.
-            self.drop_instance(plugin);
-            return Err(refused(e));
+            return Err(self.undone(plugin, e));
         }
         let checked = self
             .check_txn(plugin, &txn)
@@ -143,8 +142,7 @@ impl Image {
         pending: &Pending,
     ) -> Result<(), FormatError> {
         if let Err(e) = self.files.queue(txn).await {
-            self.drop_instance(plugin);
-            return Err(refused(e));
+            return Err(self.undone(plugin, e));
         }
         plugin.verifier.adopt(pending, Claims::default());
         for op in txn {
@@ -160,6 +158,15 @@ impl Image {
         }
         self.flusher.changed();
         Ok(())
+    }
+
+    /// The host could not do what the call asked for: the instance believes that it did.
+    fn undone(&self, plugin: &mut Plugin, errno: Errno) -> FormatError {
+        if errno == Errno::NoSpc {
+            self.files.note_short(true);
+        }
+        self.drop_instance(plugin);
+        refused(errno)
     }
 
     fn note_freed(&self, plugin: &mut Plugin, freed: SlotRange) {

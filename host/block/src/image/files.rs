@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::engine::buffer::Buf;
@@ -23,6 +23,7 @@ use crate::{ByteRange, Errno};
 
 use super::map::SLOTS_MAX;
 use super::overlay::{Bytes, Overlay, PAGE};
+use super::room::Room;
 use super::{ImageEvent, ImageState};
 
 /// A zero range larger than this is not kept in memory: the file system zeroes
@@ -45,6 +46,9 @@ pub(crate) struct ImageFiles {
     node_name: String,
     slots: Box<[OnceLock<Slot>]>,
     overlay: Mutex<Overlay>,
+    room: Mutex<Room>,
+    /// The storage refused space since it gave some for a write.
+    short: AtomicBool,
     state: AtomicU8,
     events: EventSink,
 }
@@ -58,6 +62,8 @@ impl ImageFiles {
             node_name: node_name.to_owned(),
             slots: slots.into(),
             overlay: Mutex::default(),
+            room: Mutex::default(),
+            short: AtomicBool::new(false),
             state: AtomicU8::new(0),
             events,
         }
@@ -112,6 +118,23 @@ impl ImageFiles {
         self.overlay.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn room_known(&self) -> MutexGuard<'_, Room> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why writers start over in vain: instances were replaced for want of space, or they broke.
+    pub(super) fn why_in_vain(&self) -> Errno {
+        match self.short.load(Ordering::Relaxed) {
+            true => Errno::NoSpc,
+            false => Errno::Io,
+        }
+    }
+
+    /// Whether the storage refused space for what a call queued.
+    pub(super) fn note_short(&self, short: bool) {
+        self.short.store(short, Ordering::Relaxed);
+    }
+
     // === state ===
 
     /// What can still be used.
@@ -138,6 +161,7 @@ impl ImageFiles {
     /// The files may have changed behind our back, and damage with them.
     pub(crate) fn look_again(&self) {
         self.state.store(0, Ordering::Release);
+        *self.room_known() = Room::default();
         for slot in self.slots.iter().map_while(OnceLock::get) {
             slot.node.look_again();
             slot.reach.store(slot.node.len_bytes(), Ordering::Release);
@@ -163,9 +187,11 @@ impl ImageFiles {
     }
 
     /// Cut the file. Nobody writes beyond `len`.
-    pub(crate) async fn cut(&self, slot: u32, len: u64) -> Result<(), Errno> {
-        let slot = self.slot(slot)?;
+    pub(crate) async fn cut(&self, number: u32, len: u64) -> Result<(), Errno> {
+        let slot = self.slot(number)?;
         if len < slot.node.len_bytes() {
+            self.room_known()
+                .forget(number, ByteRange::between(len, ByteRange::END_MAX));
             slot.node.resize_storage(len).await?;
         }
         slot.reach.store(slot.node.len_bytes(), Ordering::Release);
@@ -196,23 +222,18 @@ impl ImageFiles {
     /// anyone would notice. Plugin lock.
     pub(crate) async fn queue(&self, txn: &[TxnOp]) -> Result<(), Errno> {
         self.room(txn)?;
-        let mut direct = vec![false; txn.len()];
-        for (i, op) in txn.iter().enumerate() {
+        let direct: Vec<_> = (0..txn.len()).map(|at| is_zeroed_now(txn, at)).collect();
+        let kept = txn.iter().zip(&direct).filter(|(_, direct)| !**direct);
+        let writes: Vec<_> = kept.filter_map(|(op, _)| queued_bytes(op)).collect();
+        self.reserve(writes.iter().map(|&(slot, _, range, _)| (slot, range)))
+            .await?;
+        for (op, direct) in txn.iter().zip(&direct) {
             match op {
                 TxnOp::Grow { slot, size } => self.node(*slot)?.grow_to(*size).await?,
-                TxnOp::Zero {
-                    slot,
-                    stage: Stage::Prepare,
-                    range,
-                } if range.len() > ZERO_IN_OVERLAY_MAX && !touched(&txn[..i], *slot, *range) => {
-                    self.zero_now(*slot, *range).await?;
-                    direct[i] = true;
-                }
+                TxnOp::Zero { slot, range, .. } if *direct => self.zero_now(*slot, *range).await?,
                 _ => {}
             }
         }
-        let kept = txn.iter().zip(&direct).filter(|(_, direct)| !**direct);
-        let writes: Vec<_> = kept.filter_map(|(op, _)| queued_bytes(op)).collect();
         loop {
             let (pages, retired) = {
                 let overlay = self.overlay();
@@ -327,6 +348,18 @@ fn queued_bytes(op: &TxnOp) -> Option<(u32, Stage, ByteRange, Bytes<'_>)> {
             Some((*slot, *stage, *range, Bytes::Zeroes(range.len())))
         }
         TxnOp::Grow { .. } | TxnOp::Free(_) | TxnOp::Truncate { .. } => None,
+    }
+}
+
+/// Is the operation carried out at once instead of queued?
+fn is_zeroed_now(txn: &[TxnOp], at: usize) -> bool {
+    match &txn[at] {
+        TxnOp::Zero {
+            slot,
+            stage: Stage::Prepare,
+            range,
+        } => range.len() > ZERO_IN_OVERLAY_MAX && !touched(&txn[..at], *slot, *range),
+        _ => false,
     }
 }
 

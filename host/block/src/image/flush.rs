@@ -109,11 +109,14 @@ impl Image {
             self.write_sealed(limbo).await?;
         }
         self.reclaim_if_over(limbo).await;
+        let mut asked = Ok(());
         if !self.flusher.is_settled() {
-            self.plugin_flush().await?;
+            asked = self.plugin_flush().await;
         }
+        // What is queued has its room, whatever the plugin still wanted.
         self.seal(limbo).await;
         self.write_sealed(limbo).await?;
+        asked?;
         // Often nobody was inside, and the space is free at once.
         self.reclaim_if_over(limbo).await;
         Ok(())
@@ -217,6 +220,7 @@ impl Image {
             let Ok(node) = self.files.node(freed.slot) else {
                 continue;
             };
+            self.files.room_known().forget(freed.slot, freed.range);
             if let Err(e) = node.discard(freed.range).await {
                 // A hint: the space is free in the image all the same.
                 tracing::debug!(node = node.name(), reason = %e, "a discard was refused");

@@ -34,6 +34,7 @@ mod persist;
 mod read;
 mod reopen;
 mod resize;
+mod room;
 mod status;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 use crate::engine::background;
-use crate::format::{Extent, Fault, FaultKind, Location, Placement, WriteIntent, WriteKind};
+use crate::format::{
+    Extent, Fault, FaultKind, FormatError, Location, Placement, WriteIntent, WriteKind,
+};
 use crate::{ByteRange, Errno};
 
 use super::ask::Tries;
@@ -275,6 +277,7 @@ impl Image {
         }
         match committed {
             Ok(extents) => {
+                self.files.note_short(false);
                 for extent in &extents {
                     self.remember(plugin, extent.range, std::slice::from_ref(extent));
                 }
@@ -282,7 +285,8 @@ impl Image {
             }
             Err(e) => {
                 self.let_go(plugin, placements);
-                if plugin.generation != generation {
+                let broke = plugin.generation != generation && !is_want_of_space(&e);
+                if broke {
                     // It did not say no, it broke: what of the image it holds
                     // in memory only is not known to be in the file.
                     self.files.set_state(ImageState::WritesRefused);
@@ -388,6 +392,18 @@ impl Image {
             plugin.verifier.disown(p.slot, file);
         }
     }
+}
+
+/// Did the host find no room for what the commit queued? Nothing of it happened then, and all that
+/// was committed before is in the overlay: a fresh instance goes on from there.
+fn is_want_of_space(error: &FormatError) -> bool {
+    matches!(
+        error,
+        FormatError::Refused {
+            code: Errno::NoSpc,
+            ..
+        }
+    )
 }
 
 /// Does every byte of the extent live where its placement put it? Neighbours may

@@ -296,6 +296,25 @@ impl Overlay {
             .collect()
     }
 
+    /// The sectors of the range, which is made of whole ones, that nothing is to be written to.
+    pub(crate) fn clean_sectors(&self, slot: u32, range: ByteRange) -> Vec<ByteRange> {
+        let mut clean: Vec<ByteRange> = Vec::new();
+        for (page_at, from, to) in pages(range) {
+            let of = |g: &Generation| g.pages.get(&(slot, page_at)).map_or(0, Page::dirty);
+            let dirty = of(&self.sealed) | of(&self.active);
+            for sector in (from / SECTOR..to / SECTOR).filter(|s| dirty & (1 << s) == 0) {
+                let at = page_at + sector * SECTOR;
+                match clean.last_mut() {
+                    Some(last) if last.end() == at => {
+                        *last = ByteRange::between(last.offset(), at + SECTOR);
+                    }
+                    _ => clean.push(ByteRange::between(at, at + SECTOR)),
+                }
+            }
+        }
+        clean
+    }
+
     /// Forget everything of the range: it was freed and holds nothing.
     pub(crate) fn forget(&mut self, slot: u32, range: ByteRange) {
         for (page_at, from, to) in pages(range.align_in(SECTOR)) {

@@ -23,7 +23,8 @@ use crate::format::{Fault, FaultKind, Geometry, SlotRange};
 pub(crate) use claims::Claims;
 pub(crate) use image::{children, geometry};
 
-use ranges::{Intervals, Owners};
+pub(super) use ranges::Intervals;
+use ranges::Owners;
 
 /// What is known of one file.
 #[derive(Debug, Default)]

@@ -6,7 +6,7 @@ use crate::ByteRange;
 
 /// Intervals by start, merged where neighbours touch.
 #[derive(Debug, Default)]
-pub(super) struct Intervals(BTreeMap<u64, u64>);
+pub(crate) struct Intervals(BTreeMap<u64, u64>);
 
 impl Intervals {
     pub(super) fn overlapping(&self, range: ByteRange) -> Option<ByteRange> {
@@ -16,16 +16,43 @@ impl Intervals {
     }
 
     /// How many there are: what they cost.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.0.len()
     }
 
     /// All of them.
-    pub(super) fn iter(&self) -> impl Iterator<Item = ByteRange> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = ByteRange> {
         self.0.iter().map(|(s, e)| ByteRange::between(*s, *e))
     }
 
-    pub(super) fn add(&mut self, range: ByteRange) {
+    /// The parts of `range` that are not in the set.
+    pub(crate) fn gaps(&self, range: ByteRange) -> Vec<ByteRange> {
+        let mut gaps = Vec::new();
+        let mut at = range.offset();
+        while let Some(found) = self.first_from(at).filter(|it| it.offset() < range.end()) {
+            if at < found.offset() {
+                gaps.push(ByteRange::between(at, found.offset()));
+            }
+            at = found.end();
+        }
+        if at < range.end() {
+            gaps.push(ByteRange::between(at, range.end()));
+        }
+        gaps
+    }
+
+    /// The first interval with bytes at or after `at`.
+    fn first_from(&self, at: u64) -> Option<ByteRange> {
+        let before = self
+            .0
+            .range(..=at)
+            .next_back()
+            .filter(|(_, end)| **end > at);
+        let found = before.or_else(|| self.0.range(at..).next());
+        found.map(|(start, end)| ByteRange::between(*start, *end))
+    }
+
+    pub(crate) fn add(&mut self, range: ByteRange) {
         if range.is_empty() {
             return;
         }
@@ -41,7 +68,7 @@ impl Intervals {
         self.0.insert(start, end);
     }
 
-    pub(super) fn remove(&mut self, range: ByteRange) {
+    pub(crate) fn remove(&mut self, range: ByteRange) {
         while let Some(found) = self.overlapping(range) {
             self.0.remove(&found.offset());
             if found.offset() < range.offset() {
@@ -150,5 +177,20 @@ mod tests {
         assert_eq!(i.overlapping(range(5, 10)), None);
         assert_eq!(i.overlapping(range(0, 6)), Some(range(0, 5)));
         assert_eq!(i.overlapping(range(14, 2)), Some(range(15, 15)));
+    }
+
+    #[test]
+    fn gaps_are_what_is_not_in_the_set() {
+        let mut i = Intervals::default();
+        assert_eq!(i.gaps(range(3, 4)), [range(3, 4)]);
+        i.add(range(10, 10));
+        i.add(range(30, 10));
+        assert_eq!(i.gaps(range(10, 10)), []);
+        assert_eq!(i.gaps(range(12, 20)), [range(20, 10)]);
+        assert_eq!(
+            i.gaps(range(0, 50)),
+            [range(0, 10), range(20, 10), range(40, 10)]
+        );
+        assert_eq!(i.gaps(range(39, 2)), [range(40, 1)]);
     }
 }
