@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -61,6 +61,19 @@ impl Target {
             bail!("'{shown}' is not a regular file");
         }
         Ok(target)
+    }
+
+    /// A daemon that was killed leaves a mount that answers nothing.
+    fn uncover(&self) {
+        for (program, option) in [("umount", "-l"), ("fusermount3", "-uz")] {
+            if !self.is_covered() {
+                return;
+            }
+            let mut command = Command::new(program);
+            command.arg(option).arg(&self.path).stderr(Stdio::null());
+            // The next one may do it; if none can, the mount is there to be seen.
+            let _ = command.status();
+        }
     }
 
     fn is_covered(&self) -> bool {
@@ -173,5 +186,9 @@ impl Job for Plan<'_> {
 
     fn is_over(&self) -> bool {
         !self.target.is_covered()
+    }
+
+    fn clean_up(&self) {
+        self.target.uncover();
     }
 }

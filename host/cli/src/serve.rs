@@ -5,7 +5,11 @@
 //! run      starts the daemon, waits until its monitor answers (the export then exists),
 //!          waits for a signal or for its end, passes SIGTERM on, reaps it
 //! ```
-//! The daemon is in a process group of its own, so that Ctrl-C reaches it once, through us.
+//! The daemon is in a process group of its own, so that Ctrl-C reaches it once, through us. Its
+//! standard input is a pipe that nobody writes to: if this program is killed, the pipe ends, and
+//! the daemon closes the image as it does for a signal. Invariant: however often and by whatever
+//! signal this program is told to stop, the daemon is told once. Only SIGQUIT (Ctrl-\\) during a
+//! stop is handed on: it cuts the daemon's end short.
 
 use std::ffi::OsString;
 use std::fs;
@@ -60,6 +64,8 @@ pub(crate) trait Job {
     fn is_over(&self) -> bool {
         false
     }
+    /// The daemon has ended, perhaps without cleaning up.
+    fn clean_up(&self) {}
 }
 
 /// Starts the daemon for it and stays until one of them is to end.
@@ -68,7 +74,9 @@ pub(crate) fn run_job(job: &impl Job, json: bool, program: &Path) -> Result<Exit
         .enable_all()
         .build()
         .context("Cannot start")?;
-    runtime.block_on(serve(job, json, program))
+    let ended = runtime.block_on(serve(job, json, program));
+    job.clean_up();
+    ended
 }
 
 /// Says what is wrong before a daemon is started for it.
@@ -99,6 +107,7 @@ struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
+    quit: tokio::signal::unix::Signal,
     child: tokio::signal::unix::Signal,
 }
 
@@ -106,6 +115,8 @@ struct Signals {
 enum Woken {
     /// Someone wants us to stop.
     Stop,
+    /// The same, by the signal that cuts a stop short.
+    Cut,
     /// A child changed its state: see which.
     Child,
 }
@@ -117,6 +128,7 @@ impl Signals {
             interrupt: on(SignalKind::interrupt())?,
             terminate: on(SignalKind::terminate())?,
             hangup: on(SignalKind::hangup())?,
+            quit: on(SignalKind::quit())?,
             child: on(SignalKind::child())?,
         })
     }
@@ -126,6 +138,7 @@ impl Signals {
             _ = self.interrupt.recv() => Woken::Stop,
             _ = self.terminate.recv() => Woken::Stop,
             _ = self.hangup.recv() => Woken::Stop,
+            _ = self.quit.recv() => Woken::Cut,
             _ = self.child.recv() => Woken::Child,
         }
     }
@@ -136,8 +149,9 @@ async fn serve(job: &impl Job, json: bool, program: &Path) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
     let mut command = Command::new(program);
     command
+        .arg("--end-with-stdin")
         .args(job.options())
-        .stdin(std::process::Stdio::null());
+        .stdin(std::process::Stdio::piped());
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let child = command
         .spawn()
@@ -171,7 +185,7 @@ async fn serve(job: &impl Job, json: bool, program: &Path) -> Result<ExitCode> {
             },
         };
         match woken {
-            Woken::Stop => {
+            Woken::Stop | Woken::Cut => {
                 if !json {
                     eprintln!("Stopping: requests finish, the image is flushed and closed");
                 }
@@ -211,7 +225,7 @@ async fn wait_for_start(
         }
         tokio::select! {
             woken = signals.next() => {
-                if matches!(woken, Woken::Stop) {
+                if matches!(woken, Woken::Stop | Woken::Cut) {
                     return Ok(false);
                 }
             }
@@ -224,17 +238,19 @@ async fn wait_for_start(
 struct Running(Child);
 
 impl Running {
-    /// Ends it cleanly and waits for that; a second signal ends it at once.
+    /// Ends it cleanly and waits for that, however often it is asked for.
     async fn stop(&mut self, signals: &mut Signals) -> Result<ExitCode> {
         self.signal(Signal::TERM);
         loop {
             if let Some(status) = self.0.try_wait()? {
                 return ended(status);
             }
-            if matches!(signals.next().await, Woken::Stop) {
-                self.signal(Signal::KILL);
-                self.0.wait()?;
-                bail!("The daemon was killed before it had closed the image");
+            match signals.next().await {
+                Woken::Child => {}
+                Woken::Cut => self.signal(Signal::QUIT),
+                Woken::Stop => eprintln!(
+                    "Still stopping. Ctrl-\\ stops at once, and loses what is not written yet"
+                ),
             }
         }
     }
@@ -256,10 +272,14 @@ impl Drop for Running {
     }
 }
 
-/// The exit code for the way in which the daemon ended.
+/// The exit code for the way in which the daemon ended: its own, where it ended by itself.
 fn ended(status: ExitStatus) -> Result<ExitCode> {
-    if !status.success() {
-        bail!("The daemon ended with {status}");
+    match status.code().map(u8::try_from) {
+        Some(Ok(0)) => Ok(ExitCode::SUCCESS),
+        Some(Ok(code)) => {
+            eprintln!("The daemon ended with {status}; the reason is above");
+            Ok(ExitCode::from(code))
+        }
+        _ => bail!("The daemon ended with {status}"),
     }
-    Ok(ExitCode::SUCCESS)
 }

@@ -178,6 +178,94 @@ fn what_was_written_is_there_after_sigterm() {
     assert!(!read.contains("Pattern verification failed"), "{read}");
 }
 
+/// Writes over NBD, and is killed before it flushes.
+fn write_and_vanish(uri: &str) {
+    let client = Command::new("qemu-io")
+        .args([
+            "-f",
+            "raw",
+            "-c",
+            "write -P 7 0 32M",
+            "-c",
+            "sigraise 9",
+            uri,
+        ])
+        .output()
+        .unwrap();
+    assert!(!client.status.success());
+}
+
+fn assert_written(image: &TempImage, what: &str) {
+    check_image(image.path(), what);
+    let content = image.converted("raw", &[]).content();
+    assert!(content[..32 << 20].iter().all(|byte| *byte == 7), "{what}");
+}
+
+#[test]
+fn however_serve_ends_nothing_is_lost() {
+    if !requires("qemu-img") || !requires("qemu-io") || !requires("timeout") {
+        return;
+    }
+    for signals in [
+        &[Signal::TERM, Signal::TERM][..],
+        &[Signal::INT, Signal::INT, Signal::INT],
+        &[Signal::HUP, Signal::QUIT],
+        &[Signal::KILL],
+        &[Signal::USR1],
+    ] {
+        let what = format!("{signals:?}");
+        let image = TempImage::qcow2(64 << 20, "");
+        let mut served = Served::start(&[image.str()]);
+        write_and_vanish(served.fact("uri"));
+        let daemon = served.facts["pid"].as_u64().unwrap();
+        for signal in signals {
+            served.signal(*signal);
+        }
+        let status = served.process.wait().unwrap();
+        let told = !matches!(signals[0], Signal::KILL | Signal::USR1);
+        assert_eq!(status.success(), told, "{what}");
+        eventually("the daemon has ended", || {
+            (!Path::new(&format!("/proc/{daemon}")).exists()).then_some(())
+        });
+        assert_written(&image, &what);
+    }
+}
+
+#[test]
+fn however_a_mount_ends_none_is_left() {
+    if !can_mount() || !requires("qemu-img") {
+        return;
+    }
+    for (signals, of_the_daemon) in [
+        (&[Signal::TERM, Signal::TERM][..], false),
+        (&[Signal::KILL], false),
+        (&[Signal::KILL], true),
+    ] {
+        let image = TempImage::qcow2(64 << 20, "");
+        let file = TempImage::raw(&[]);
+        let mut mounted = Served::start_as("mount", &[image.str(), file.str(), "--rw"]);
+        let daemon = mounted.facts["pid"].as_u64().unwrap();
+        for signal in signals {
+            match of_the_daemon {
+                true => {
+                    let pid = Pid::from_raw(i32::try_from(daemon).unwrap()).unwrap();
+                    kill_process(pid, *signal).unwrap();
+                }
+                false => mounted.signal(*signal),
+            }
+        }
+        mounted.process.wait().unwrap();
+        eventually("the daemon has ended", || {
+            (!Path::new(&format!("/proc/{daemon}")).exists()).then_some(())
+        });
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(file.str()), "{signals:?} {of_the_daemon}");
+        if !of_the_daemon {
+            check_image(image.path(), "mounted");
+        }
+    }
+}
+
 #[test]
 fn a_daemon_that_ends_ends_serve() {
     let image = TempImage::zeroes(1 << 20);

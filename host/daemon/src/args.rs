@@ -4,7 +4,7 @@
 //! `--daemonize`, `--pidfile`, unknown options); the rest is returned in order, because each
 //! option acts on what the ones before it made.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use crate::PROGRAM;
@@ -43,6 +43,8 @@ pub(crate) struct Setting {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Args {
     pub(crate) daemonize: bool,
+    /// Ours: the end of standard input ends the daemon.
+    pub(crate) end_with_stdin: bool,
     /// Ours: only say whether the rest is right.
     pub(crate) check_config: bool,
     pub(crate) pidfile: Option<PathBuf>,
@@ -65,17 +67,19 @@ enum Name {
     Version,
     CheckConfig,
     Daemonize,
+    EndWithStdin,
     Pidfile,
     Act(Action),
 }
 
-const LONG: [(&str, Name); 14] = [
+const LONG: [(&str, Name); 15] = [
     ("allow-paths", Name::Act(Action::AllowPaths)),
     ("blockdev", Name::Act(Action::Blockdev)),
     ("chardev", Name::Act(Action::Chardev)),
     ("check-config", Name::CheckConfig),
     ("config", Name::Act(Action::Config)),
     ("daemonize", Name::Daemonize),
+    ("end-with-stdin", Name::EndWithStdin),
     ("export", Name::Act(Action::Export)),
     ("help", Name::Help),
     ("monitor", Name::Act(Action::Monitor)),
@@ -90,7 +94,7 @@ impl Name {
     fn takes_value(self) -> bool {
         !matches!(
             self,
-            Self::Help | Self::Version | Self::CheckConfig | Self::Daemonize
+            Self::Help | Self::Version | Self::CheckConfig | Self::Daemonize | Self::EndWithStdin
         )
     }
 }
@@ -101,8 +105,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
     let mut args = Args::default();
     let mut only_positionals = false;
     while let Some(argument) = arguments.next() {
-        let Ok(argument) = argument.into_string() else {
-            return Parsed::Fail("Arguments must be UTF-8".into());
+        let argument = match argument.into_string() {
+            Ok(argument) => argument,
+            Err(argument) => return Parsed::Fail(not_utf8(&argument)),
         };
         let option = match argument.as_str() {
             "--" if !only_positionals => {
@@ -133,7 +138,10 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
                     let typed = format!("{argument} {value}");
                     (value, typed)
                 }
-                Some(Err(_)) => return Parsed::Fail("Arguments must be UTF-8".into()),
+                Some(Err(value)) => {
+                    let message = not_utf8(&value);
+                    return Parsed::Fail(format!("{argument}: {message}"));
+                }
                 None => return Parsed::Fail(needs_argument(&canonical)),
             },
         };
@@ -142,9 +150,14 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
             Name::Version => return Parsed::Print(help::version()),
             Name::CheckConfig => args.check_config = true,
             Name::Daemonize => args.daemonize = true,
+            Name::EndWithStdin => args.end_with_stdin = true,
             Name::Pidfile => args.pidfile = Some(value.into()),
             Name::Act(action) => args.push(action, value, typed),
         }
+    }
+    if args.daemonize && args.end_with_stdin {
+        // In the background standard input is /dev/null, which has ended.
+        return Parsed::Fail("--daemonize and --end-with-stdin exclude each other".into());
     }
     Parsed::Run(args)
 }
@@ -160,7 +173,7 @@ impl Args {
 }
 
 /// Options that QSD has not.
-const OURS: [&str; 3] = ["allow-paths", "check-config", "config"];
+const OURS: [&str; 4] = ["allow-paths", "check-config", "config", "end-with-stdin"];
 
 /// The option, its full spelling, and the value after `=` or the letter.
 type Found = Result<(Name, String, Option<String>), String>;
@@ -208,6 +221,13 @@ fn short_option(text: &str) -> Found {
     };
     let value = (name.takes_value() && !rest.is_empty()).then_some(rest);
     Ok((name, letter.to_string(), value))
+}
+
+/// QMP is UTF-8, and what an option says can be said over QMP.
+fn not_utf8(argument: &OsStr) -> String {
+    format!(
+        "The argument {argument:?} is not UTF-8; pass such a file with /dev/fdset or a link to it"
+    )
 }
 
 fn needs_argument(option: &str) -> String {
@@ -269,6 +289,24 @@ mod tests {
             failure(&["--help=5"]),
             "option '--help' doesn't allow an argument"
         );
+    }
+
+    #[test]
+    fn an_argument_that_is_not_utf8_is_named() {
+        use std::os::unix::ffi::OsStringExt;
+        let odd = || OsString::from_vec(b"file=\xff".to_vec());
+        for (arguments, want) in [
+            (vec![odd()], r#"The argument "file=\xFF" is not UTF-8"#),
+            (
+                vec!["--blockdev".into(), odd()],
+                r#"--blockdev: The argument "file=\xFF" is not UTF-8"#,
+            ),
+        ] {
+            let Parsed::Fail(message) = parse(arguments) else {
+                panic!("it fails");
+            };
+            assert!(message.starts_with(want), "{message}");
+        }
     }
 
     #[test]

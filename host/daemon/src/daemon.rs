@@ -49,6 +49,10 @@ pub(crate) struct Daemon {
     /// Held by whoever makes nodes active or inactive: one at a time.
     pub(crate) activity: tokio::sync::Mutex<()>,
     default_iothread: RefCell<Option<IoThread>>,
+    /// Names of nodes that are being closed: out of the graph already, not written back yet.
+    pub(crate) closing: RefCell<Vec<String>>,
+    /// Names of nodes that could not be written back when they were closed.
+    pub(crate) lost: RefCell<Vec<String>>,
     /// Shared by commands whose half would do harm, and taken by the end of the daemon.
     whole: RwLock<()>,
     ending: watch::Sender<bool>,
@@ -81,6 +85,8 @@ impl Daemon {
             descriptors: RefCell::default(),
             activity: tokio::sync::Mutex::default(),
             default_iothread: RefCell::default(),
+            closing: RefCell::default(),
+            lost: RefCell::default(),
             whole: RwLock::default(),
             ending: watch::Sender::new(false),
         };

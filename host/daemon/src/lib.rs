@@ -25,6 +25,7 @@ mod contexts;
 mod daemon;
 mod daemonize;
 mod descriptors;
+mod ending;
 mod events;
 mod exports;
 mod graph;

@@ -15,6 +15,9 @@ pub(crate) fn start() {
     let _already_started = tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new(DEFAULT)))
         .with_writer(std::io::stderr)
+        // Told with `eprintln!`, which panics where standard error is a pipe or a terminal that
+        // nobody reads any more: a log line must not end the daemon.
+        .log_internal_errors(false)
         .with_ansi(false)
         .try_init();
 }

@@ -5,6 +5,7 @@
 //! are closed before nodes, nodes are written back, and socket files and the PID file go.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -14,10 +15,11 @@ use crate::args::{self, Args, Parsed};
 use crate::commands::Control;
 use crate::daemon::Daemon;
 use crate::daemonize::{self, Side};
+use crate::ending::{self, Ending};
 use crate::monitor::Dispatcher;
 use crate::pidfile::Pidfile;
 use crate::plugin_check;
-use crate::signals::Signals;
+use crate::signals::Requests;
 use crate::{PROGRAM, logging};
 
 mod check;
@@ -35,7 +37,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = match args::parse(arguments) {
         Parsed::Run(args) => args,
         Parsed::Print(text) => {
-            print!("{text}");
+            answer(&text);
             return ExitCode::SUCCESS;
         }
         Parsed::Fail(message) => return fail(&message),
@@ -44,7 +46,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         return match check::check(&args.settings) {
             Ok(()) => ExitCode::SUCCESS,
             Err(message) => {
-                eprintln!("{message}");
+                say(&message);
                 ExitCode::FAILURE
             }
         };
@@ -71,14 +73,25 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn fail(message: &str) -> ExitCode {
-    eprintln!("{PROGRAM}: {message}");
+    say(&format!("{PROGRAM}: {message}"));
     ExitCode::FAILURE
+}
+
+/// Writes a line to standard error. Nobody may read it any more, which is no reason to fail.
+fn say(message: &str) {
+    let _nobody_reads_it = writeln!(std::io::stderr(), "{message}");
+}
+
+/// Writes an answer to standard output; the same.
+fn answer(text: &str) {
+    let mut out = std::io::stdout();
+    let _nobody_reads_it = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 /// The daemon's life on the control thread.
 async fn serve(args: Args) -> ExitCode {
-    let mut signals = match Signals::catch() {
-        Ok(signals) => signals,
+    let mut requests = match Requests::catch(args.end_with_stdin) {
+        Ok(requests) => requests,
         Err(error) => return fail(&format!("cannot catch signals: {error}")),
     };
     let (daemon, events, commands) = Daemon::new();
@@ -92,25 +105,25 @@ async fn serve(args: Args) -> ExitCode {
         biased;
         started = &mut starting => Some(started),
         // A client that `wait=on` waits for may never come.
-        signal = signals.next() => {
-            tracing::info!(reason = signal, "the daemon ends");
+        reason = requests.next() => {
+            tracing::info!(reason, "the daemon ends");
             None
         }
     };
     let interrupted = started.is_none();
-    let code = match started {
+    let ending = match started {
         Some(Ok(true)) => {
             let reason = tokio::select! {
                 () = dispatcher.run() => "quit",
-                signal = signals.next() => signal,
+                reason = requests.next() => reason,
             };
             tracing::info!(reason, "the daemon ends");
-            ExitCode::SUCCESS
+            Ending::Orderly
         }
-        Some(Ok(false)) | None => ExitCode::SUCCESS,
+        Some(Ok(false)) | None => Ending::Orderly,
         Some(Err(message)) => {
-            eprintln!("{message}");
-            ExitCode::FAILURE
+            say(&message);
+            Ending::Refused
         }
     };
     let begun = async {
@@ -119,17 +132,10 @@ async fn serve(args: Args) -> ExitCode {
             false => dispatcher.go_on().await,
         }
     };
-    let ended = tokio::select! {
-        biased;
-        () = end(&daemon, begun) => code,
-        signal = signals.next() => {
-            tracing::error!(signal, "ended before everything was written back");
-            ExitCode::FAILURE
-        }
-    };
+    let ended = ending::end(&daemon, begun, &mut requests, ending).await;
     drop(starting);
     drop(pidfile);
-    ended
+    ended.into()
 }
 
 /// Carries the options out and starts the monitors. `false`: one of them was a question, which is
@@ -139,13 +145,13 @@ async fn start(
     args: Args,
     pidfile: &mut Option<Pidfile>,
 ) -> Result<bool, String> {
-    let mut settings = Settings::new(daemon.clone(), args.daemonize);
+    let mut settings = Settings::new(daemon.clone(), &args);
     for setting in &args.settings {
         daemon.goes_on()?;
         match settings.apply(setting).await {
             Ok(Applied::Done) => {}
             Ok(Applied::Print(text)) => {
-                print!("{text}");
+                answer(&text);
                 return Ok(false);
             }
             Err(message) => return Err(args::complaint(Some(&setting.typed), &message)),
@@ -161,24 +167,4 @@ async fn start(
     }
     daemon.monitors.open();
     Ok(true)
-}
-
-/// Closes everything in order. What was begun goes on meanwhile: what must not stop half-way is
-/// waited for.
-async fn end(daemon: &Daemon, begun: impl Future<Output = ()>) {
-    let closing = async {
-        daemon.wind_down().await;
-        daemon.settled().await;
-        daemon.events.last_words().await;
-        daemon.close().await;
-    };
-    let begun = async {
-        begun.await;
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        biased;
-        () = begun => {}
-        () = closing => {}
-    }
 }

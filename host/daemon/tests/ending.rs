@@ -195,12 +195,12 @@ fn what_may_never_come_does_not_hold_up_the_end() {
     }
 }
 
-#[test]
-fn a_second_signal_does_not_wait_for_what_hangs() {
+/// A daemon that opens an image through a node which takes a request a second: its end takes long.
+fn held_up() -> Option<(Daemon, Qmp)> {
     if !has("qemu-img") {
-        return;
+        return None;
     }
-    let (mut daemon, mut one, mut two) = daemon();
+    let (daemon, mut one, mut two) = daemon();
     let image = daemon.text("image");
     qemu_img(&["create", "-q", "-f", "qcow2", &image, "64M"]);
     let address = json!({"type": "unix", "data": {"path": daemon.text("nbd")}});
@@ -217,9 +217,162 @@ fn a_second_signal_does_not_wait_for_what_hangs() {
         let nodes = two.ok("query-named-block-nodes", json!({}));
         nodes.to_string().contains(r#""node-name":"t""#)
     });
+    Some((daemon, one))
+}
+
+#[test]
+fn only_a_late_sigquit_cuts_an_end_short() {
+    let Some((mut daemon, _monitor)) = held_up() else {
+        return;
+    };
     daemon.signal("TERM");
     eventually("it ends", || !daemon.path("nbd").exists());
+    for signal in ["TERM", "INT", "HUP", "QUIT"] {
+        daemon.signal(signal);
+    }
+    eventually("SIGQUIT is taken for a copy of the first signal", || {
+        daemon.log().contains("ending already; SIGQUIT after 1 s")
+    });
     assert!(!daemon.has_ended());
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait().code(), Some(1));
+    eventually("SIGQUIT cuts the end short", || {
+        if !daemon.has_ended() {
+            daemon.signal("QUIT");
+        }
+        daemon.has_ended()
+    });
+    assert_eq!(daemon.wait().code(), Some(4));
+    let log = daemon.log();
+    assert!(
+        log.contains("SIGQUIT has cut the end short not_written_back=t"),
+        "{log}"
+    );
+}
+
+/// Serves a new image, and writes `7` to its first 32 MiB without a flush.
+fn with_unflushed_writes() -> (Daemon, String) {
+    let (daemon, mut one, _two) = daemon();
+    let image = daemon.text("image");
+    qemu_img(&["create", "-q", "-f", "qcow2", &image, "64M"]);
+    serve(
+        &daemon,
+        &mut one,
+        json!({"driver": "file", "filename": image}),
+    );
+    (daemon, image)
+}
+
+/// Serves an image over this node, and writes to it until the client is killed.
+fn serve(daemon: &Daemon, one: &mut Qmp, file: Value) {
+    one.ok(
+        "blockdev-add",
+        json!({"driver": "qcow2", "node-name": "q", "file": file}),
+    );
+    let address = json!({"type": "unix", "data": {"path": daemon.text("nbd")}});
+    one.ok("nbd-server-start", json!({"addr": address}));
+    let export = json!({"type": "nbd", "id": "e", "name": "e", "node-name": "q",
+        "writable": true});
+    one.ok("block-export-add", export);
+    let socket = format!("nbd+unix:///e?socket={}", daemon.text("nbd"));
+    let client = Command::new("qemu-io")
+        .args(["-f", "raw", "-c", "write -P 7 0 32M", "-c", "sigraise 9"])
+        .arg(socket)
+        .output()
+        .unwrap();
+    assert!(!client.status.success());
+    let stats = one.ok("query-export-stats", json!({}))[0].clone();
+    assert_eq!(stats["wr-bytes"], 32 << 20);
+    assert_eq!(stats["flush-operations"], 0);
+}
+
+#[test]
+fn the_same_signal_again_loses_nothing() {
+    if !has("qemu-img") || !has("qemu-io") {
+        return;
+    }
+    for signals in [
+        ["TERM", "TERM", "TERM"],
+        ["INT", "INT", "INT"],
+        ["HUP", "TERM", "INT"],
+        ["QUIT", "QUIT", "QUIT"],
+    ] {
+        let (mut daemon, image) = with_unflushed_writes();
+        // Through the shell, which sends them within a millisecond.
+        let pid = daemon.pid();
+        let line = signals
+            .map(|signal| format!("kill -s {signal} {pid}"))
+            .join("; ");
+        Command::new("sh").args(["-c", &line]).status().unwrap();
+        assert!(daemon.wait().success(), "{signals:?}");
+        let want = daemon.text("want");
+        let mut bytes = vec![0; 64 << 20];
+        bytes[..32 << 20].fill(7);
+        std::fs::write(&want, bytes).unwrap();
+        qemu_img(&["check", "-q", &image]);
+        qemu_img(&["compare", "-q", &image, &want]);
+    }
+}
+
+#[test]
+fn every_signal_that_can_be_caught_ends_in_order_or_does_nothing() {
+    let orderly = [
+        "HUP", "INT", "QUIT", "TERM", "USR2", "STKFLT", "XCPU", "VTALRM", "PROF", "PWR",
+    ];
+    let real_time: Vec<String> = (34..=64).map(|number| number.to_string()).collect();
+    for signal in orderly
+        .into_iter()
+        .chain(real_time.iter().map(String::as_str))
+    {
+        let mut daemon = Daemon::start(&[]);
+        daemon.qmp();
+        daemon.signal(signal);
+        assert_eq!(daemon.wait().code(), Some(0), "{signal}");
+    }
+    let mut daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    for signal in [
+        "USR1", "ALRM", "IO", "XFSZ", "PIPE", "CHLD", "URG", "WINCH", "CONT",
+    ] {
+        daemon.signal(signal);
+    }
+    qmp.ok("query-block-exports", json!({}));
+    assert!(!daemon.has_ended());
+}
+
+#[test]
+fn an_end_that_cannot_write_back_says_so() {
+    if !has("qemu-img") || !has("qemu-io") {
+        return;
+    }
+    for how in ["TERM", "quit"] {
+        let (mut daemon, mut one, mut two) = daemon();
+        let image = daemon.text("image");
+        qemu_img(&["create", "-q", "-f", "qcow2", &image, "64M"]);
+        let rule = json!({"event": "l2_update", "errno": 5});
+        let file = json!({"driver": "blkdebug", "inject-error": [rule],
+            "image": {"driver": "file", "filename": image}});
+        serve(&daemon, &mut one, file);
+        end(&daemon, &mut two, how);
+        assert_eq!(daemon.wait().code(), Some(3), "{how}");
+        let log = daemon.log();
+        let lost = "what it acknowledged since its last flush is lost node=\"q\"";
+        assert!(log.contains(lost), "{log}");
+    }
+}
+
+#[test]
+fn the_end_of_standard_input_ends_the_daemon_where_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let pid = folder.path().join("pid");
+    let mut child = Command::new(OUTPORTD)
+        .arg("--end-with-stdin")
+        .arg("--pidfile")
+        .arg(&pid)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("it is up", || pid.exists());
+    assert!(child.try_wait().unwrap().is_none());
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    assert!(!pid.exists());
 }

@@ -24,8 +24,10 @@ Serves block nodes; the command line is that of qemu-storage-daemon.
              [,read-only=on|off][,auto-read-only=on|off]
              [,force-share=on|off][,detect-zeroes=on|off|unmap]
              [,driver specific parameters...]
-                         add a block node; drivers: file, host_device, raw,
-                         null-co, null-aio, and every format plugin (qcow2)
+                         add a block node; drivers: file, host_device, nbd,
+                         null-co, null-aio, raw, the filters blkdebug,
+                         compress, copy-on-read and throttle, and every
+                         format plugin (qcow2)
 
   --allow-paths <dir>    let images name backing and data files in <dir>;
                          may be given several times (default: nowhere)
@@ -48,13 +50,20 @@ Serves block nodes; the command line is that of qemu-storage-daemon.
 
   --export [type=]nbd,id=<id>,node-name=<node-name>[,name=<export-name>]
            [,description=<text>][,writable=on|off][,writethrough=on|off]
-           [,iothread=<id>]
-                         export a node over NBD (after --nbd-server)
+           [,iothread=<id>][,bitmaps.0=<bitmap>][,allocation-depth=on|off]
+           [,metadata-contexts.0.plugin=<name>]
+                         export a node over NBD (after --nbd-server), with
+                         metadata contexts
 
   --export [type=]fuse,id=<id>,node-name=<node-name>,mountpoint=<file>
            [,growable=on|off][,writable=on|off][,allow-other=on|off|auto]
            [,iothread=<id>][,passthrough=on|off]
                          show a node as the content of a file that exists
+
+  --export [type=]vhost-user-blk,id=<id>,node-name=<node-name>
+           ,addr.type=unix,addr.path=<path>[,writable=on|off]
+           [,logical-block-size=<bytes>][,num-queues=<n>][,iothread.0=<id>]
+                         serve a node to a virtual machine
 
   --monitor [chardev=]name[,mode=control][,pretty[=on|off]]
                          run a QMP monitor
@@ -63,11 +72,16 @@ Serves block nodes; the command line is that of qemu-storage-daemon.
                [,max-connections=<n>][,handshake-max-seconds=<n>]
   --nbd-server addr.type=unix,addr.path=<path>|addr.type=fd,addr.str=<fd>
                [,max-connections=<n>][,handshake-max-seconds=<n>]
+               [,tls-creds=<id>][,tls-authz=<id>]
                          start the NBD server
 
   --object iothread,id=<id>
   --object secret,id=<id>,data=<text>|file=<path>[,format=raw|base64]
            [,keyid=<id>,iv=<base64>]
+  --object tls-creds-x509|tls-creds-psk,id=<id>,dir=<folder>
+           ,endpoint=server|client[,verify-peer=on|off]
+  --object throttle-group,id=<id>[,limits.iops-total=<n>]
+           [,limits.bps-total=<bytes>]...
   --object authz-simple|authz-list|authz-list-file,id=<id>,...
   --object authz-wasm,id=<id>,plugin=<name>[,enforce=off]
            [,config.<option>=...][,files.<name>=<path>]
@@ -76,6 +90,8 @@ Serves block nodes; the command line is that of qemu-storage-daemon.
   --object wasm-plugin,id=<id>,filename=<path>,sha256=<hex>
            [,memory-max=<size>][,call-time-max-ms=<ms>]
                          add an object
+
+  --end-with-stdin       end in order when standard input ends
 
   --pidfile <path>       write the process id to a file after startup
 

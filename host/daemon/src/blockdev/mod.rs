@@ -118,23 +118,29 @@ async fn close(daemon: &Daemon, name: String) {
     }
 }
 
-/// Writes a node back. It is gone in any case, so a failure is for the log.
+/// Writes a node back. It is gone in any case, so a failure is for the log, and for the exit
+/// status of the daemon.
 async fn close_node(daemon: &Daemon, node: Arc<Node>) {
     let name = node.name().to_owned();
-    let closed = match daemon.default_iothread() {
-        Ok(iothread) => {
-            iothread
-                .run(move || async move { node.close().await })
-                .await
-        }
-        Err(error) => {
-            tracing::error!(node = name, %error, "node could not be closed");
-            return;
-        }
-    };
-    if let Some(Err(error)) = closed {
-        tracing::error!(node = name, %error, "node could not be closed");
+    daemon.closing.borrow_mut().push(name.clone());
+    let closed = close_on_an_iothread(daemon, node).await;
+    daemon.closing.borrow_mut().retain(|it| *it != name);
+    if let Err(error) = closed {
+        tracing::error!(
+            node = name,
+            %error,
+            "node could not be written back: what it acknowledged since its last flush is lost"
+        );
+        daemon.lost.borrow_mut().push(name);
     }
+}
+
+async fn close_on_an_iothread(daemon: &Daemon, node: Arc<Node>) -> Result<(), Error> {
+    let iothread = daemon.default_iothread()?;
+    let closed = iothread.run(move || async move { node.close().await });
+    let gone = || Error::generic("The iothread that closes nodes is gone");
+    let closed = closed.await.ok_or_else(gone)?;
+    closed.map_err(|error| control_error(&error))
 }
 
 /// The nodes of one `blockdev-add`, as far as they got.

@@ -11,7 +11,7 @@ use outport_qmp::types::block_export::{BlockExportOptions, NbdServerOptions};
 use outport_qmp::types::qom::{MonitorQmpProperties, ObjectBranch, ObjectOptions};
 
 use super::config_file;
-use crate::args::{Action, Setting, complaint};
+use crate::args::{Action, Args, Setting, complaint};
 use crate::blockdev;
 use crate::chardev::{self, Backend};
 use crate::commands::{Control, block_export};
@@ -32,15 +32,17 @@ pub(super) enum Applied {
 pub(super) struct Settings {
     daemon: Rc<Daemon>,
     daemonize: bool,
+    end_with_stdin: bool,
     /// Monitors made so far.
     monitors: usize,
 }
 
 impl Settings {
-    pub(super) fn new(daemon: Rc<Daemon>, daemonize: bool) -> Self {
+    pub(super) fn new(daemon: Rc<Daemon>, args: &Args) -> Self {
         Self {
             daemon,
-            daemonize,
+            daemonize: args.daemonize,
+            end_with_stdin: args.end_with_stdin,
             monitors: 0,
         }
     }
@@ -110,18 +112,19 @@ impl Settings {
     async fn chardev(&self, setting: &Setting) -> Result<(), String> {
         let parsed = chardev::parse(&setting.value).map_err(sentence)?;
         for warning in &parsed.warnings {
-            eprintln!(
-                "{}",
-                complaint(Some(&setting.typed), &format!("warning: {warning}"))
-            );
+            let warning = format!("warning: {warning}");
+            super::say(&complaint(Some(&setting.typed), &warning));
         }
         if self.daemon.chardevs.borrow().has(&parsed.id) {
             return Err(format!("Duplicate ID '{}' for chardev", parsed.id));
         }
+        if self.end_with_stdin && matches!(parsed.backend, Backend::Stdio) {
+            return Err("cannot use stdio with --end-with-stdin".into());
+        }
         if self.daemonize && matches!(parsed.backend, Backend::Stdio) {
             return Err("cannot use stdio with -daemonize".into());
         }
-        let announce = |message: String| eprintln!("{}", complaint(Some(&setting.typed), &message));
+        let announce = |message: String| super::say(&complaint(Some(&setting.typed), &message));
         chardev::open(&self.daemon, parsed.id, parsed.backend, announce).await
     }
 
