@@ -22,6 +22,10 @@ struct Exported {
 
 impl Exported {
     fn new(format: &'static str, len: u64) -> Self {
+        Self::with(format, len, false)
+    }
+
+    fn with(format: &'static str, len: u64, growable: bool) -> Self {
         let image = match format {
             "raw" => TempImage::zeroes(len),
             _ => TempImage::qcow2(len, ""),
@@ -31,7 +35,7 @@ impl Exported {
         let path = daemon.path("disk");
         std::fs::write(&path, "").unwrap();
         let export = json!({"type": "fuse", "id": "e", "node-name": "n", "mountpoint": path,
-            "writable": true});
+            "writable": true, "growable": growable});
         daemon.qmp.ok("block-export-add", export);
         Self {
             daemon,
@@ -156,6 +160,68 @@ fn coreutils_and_util_linux_see_a_file() {
         assert_eq!(checksum_file(&it.path), checksum_file(model.path()));
         it.ends_as(&model);
     });
+}
+
+/// Ways to copy a sparse file over a disk that is full of other data. All of them succeed, and the
+/// disk holds what the file holds: `ARCHITECTURE-fuse.md` has the table.
+const COPIES: [&[&str]; 9] = [
+    &["cp", "{from}", "{to}"],
+    &["cp", "--sparse=always", "{from}", "{to}"],
+    &["cp", "--sparse=never", "{from}", "{to}"],
+    &["dd", "if={from}", "of={to}", "bs=64k", "status=none"],
+    &[
+        "dd",
+        "if={from}",
+        "of={to}",
+        "bs=64k",
+        "conv=sparse",
+        "status=none",
+    ],
+    &[
+        "dd",
+        "if={from}",
+        "of={to}",
+        "bs=1M",
+        "conv=notrunc",
+        "status=none",
+    ],
+    &["rsync", "--inplace", "{from}", "{to}"],
+    &["rsync", "--sparse", "--inplace", "{from}", "{to}"],
+    &[
+        "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", "{from}", "{to}",
+    ],
+];
+
+#[test]
+fn a_copy_of_a_sparse_file_leaves_no_old_bytes() {
+    if !can_mount() || !COPIES.iter().all(|copy| requires(copy[0])) {
+        return;
+    }
+    for format in ["raw", "qcow2"] {
+        for growable in [false, true] {
+            let it = Exported::with(format, 64 * MIB, growable);
+            let source = source();
+            for copy in COPIES {
+                let what = format!("{copy:?} to {format}, growable={growable}");
+                let full = std::fs::OpenOptions::new()
+                    .write(true)
+                    .open(&it.path)
+                    .unwrap();
+                std::os::unix::fs::FileExt::write_all_at(&full, &vec![0xee; 64 << 20], 0).unwrap();
+                drop(full);
+                let name = |word: &&str| {
+                    word.replace("{from}", source.str())
+                        .replace("{to}", it.str())
+                };
+                let args: Vec<String> = copy[1..].iter().map(name).collect();
+                let done = try_run(copy[0], &args);
+                assert_eq!(done.code, Some(0), "{what}: {}", done.err);
+                let same = checksum_file(&it.path) == checksum_file(source.path());
+                assert!(same, "{what}: the disk holds something else");
+            }
+            it.ends_as(&source);
+        }
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ impl Node {
     ///
     /// # Errors
     /// `NoSpc`, or `NotSup` where the storage has no such request: only writing tells there.
-    pub(crate) fn reserve(&self, range: ByteRange) -> NodeFuture<'_, ()> {
+    pub fn reserve(&self, range: ByteRange) -> NodeFuture<'_, ()> {
         match &self.kind {
             Kind::File(file) => Box::pin(file.reserve(range)),
             Kind::Raw(raw) => {

@@ -17,22 +17,43 @@ fn a_fixed_export_ends_where_it_ends() {
     let mut bench = Bench::new(&[5; 1000]);
     bench.export(&json!({"writable": true}));
     let file = bench.open();
-    assert_eq!(file.write_at(&[1; 100], 1024).unwrap(), 0);
-    assert_eq!(file.write_at(&[1; 100], 1 << 40).unwrap(), 0);
+    const ENOSPC: i32 = 28;
+    assert_eq!(errno(file.write_at(&[1; 100], 1024)), ENOSPC);
+    assert_eq!(errno(file.write_at(&[1; 100], 1 << 40)), ENOSPC);
     // The rest of the last sector can be written, though the image ends before.
     assert_eq!(file.write_at(&[2; 100], 1020).unwrap(), 4);
     assert_eq!(file.metadata().unwrap().len(), 1024);
     let mut append = OpenOptions::new().append(true).open(bench.path()).unwrap();
-    assert_eq!(append.write(&[3; 10]).unwrap(), 0);
-    let truncating = OpenOptions::new()
-        .write(true)
-        .truncate(true)
-        .open(bench.path());
-    drop(truncating.unwrap());
+    assert_eq!(errno(append.write(&[3; 10])), ENOSPC);
     let mut model = vec![5; 1000];
     model.extend([0; 20]);
     model.extend([2; 4]);
-    assert_eq!(fs::read(bench.path()).unwrap(), model, "O_TRUNC is ignored");
+    assert_eq!(fs::read(bench.path()).unwrap(), model);
+}
+
+#[test]
+fn truncating_a_fixed_export_to_nothing_clears_it_and_keeps_its_length() {
+    if !mountable() {
+        return;
+    }
+    let mut bench = Bench::new(&[5; 8192]);
+    bench.export(&json!({"writable": true}));
+    let file = bench.open();
+    for by_open in [true, false] {
+        file.write_all_at(&[6; 8192], 0).unwrap();
+        if by_open {
+            drop(fs::File::create(bench.path()).unwrap());
+        } else {
+            file.set_len(0).unwrap();
+        }
+        assert_eq!(file.metadata().unwrap().len(), 8192);
+        assert_eq!(fs::read(bench.path()).unwrap(), [0; 8192], "{by_open}");
+        file.write_all_at(&[7; 10], 100).unwrap();
+        assert_eq!(
+            fs::read(bench.path()).unwrap()[..111][99..],
+            [[0].as_slice(), &[7; 10], &[0]].concat()
+        );
+    }
 }
 
 #[test]

@@ -152,7 +152,7 @@ fn what_is_written_is_in_the_node_and_durable() {
 }
 
 #[test]
-fn fallocate_does_what_qsds_does() {
+fn fallocate_does_what_it_says() {
     if !mountable() {
         return;
     }
@@ -164,12 +164,11 @@ fn fallocate_does_what_qsds_does() {
     let file = bench.open();
     let len = || file.metadata().unwrap().len();
     let unsupported = Err(Errno::OPNOTSUPP);
-    assert_eq!(fallocate(&file, none, 0, 100), unsupported);
-    assert_eq!(fallocate(&file, none, 8000, 1000), unsupported);
-    assert_eq!(
-        fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 100),
-        unsupported
-    );
+    assert_eq!(fallocate(&file, none, 0, 100), Ok(()));
+    let keep = FallocateFlags::KEEP_SIZE;
+    assert_eq!(fallocate(&file, keep, 1 << 20, 1 << 20), Ok(()));
+    let blocks = file.metadata().unwrap().blocks();
+    assert!(blocks * 512 >= 1 << 20, "{blocks} blocks are reserved");
     assert_eq!(fallocate(&file, PUNCH, 3, 100), Ok(()));
     assert_eq!(fallocate(&file, PUNCH, 100_000, 100), Ok(()));
     assert_eq!(
@@ -190,6 +189,8 @@ fn fallocate_does_what_qsds_does() {
         Ok(())
     );
     assert_eq!(fs::read(bench.path()).unwrap(), vec![0; 20_480]);
+    assert_eq!(fallocate(&file, none, 20_000, 2000), Ok(()));
+    assert_eq!(len(), 22_016, "in whole sectors");
     let collapse = fallocate(&file, FallocateFlags::COLLAPSE_RANGE, 0, 4096);
     assert_eq!(collapse, unsupported);
 }

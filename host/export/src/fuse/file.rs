@@ -228,6 +228,18 @@ impl File {
         opens.users.clear();
     }
 
+    /// Truncates it to nothing. A disk keeps its length, whoever treats it as if it were a file,
+    /// but what was in it is gone: programs that copy sparse files skip what they believe is zero.
+    pub(super) async fn clear(&self) -> Result<(), Errno> {
+        if self.growable {
+            return self.set_len(0).await;
+        }
+        let all = ByteRange::between(0, self.len());
+        self.node().write_zeroes(all, true).await?;
+        self.touch();
+        Ok(())
+    }
+
     /// Changes the length, whatever it is.
     pub(super) async fn set_len(&self, len: u64) -> Result<(), Errno> {
         let _alone = self.tail.lock().await;
@@ -267,9 +279,13 @@ fn now() -> u64 {
     u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Blocks that the file at the bottom takes; `None` where there is none.
+/// Blocks that the file at the bottom takes; `None` where there is none. The kernel counts no
+/// blocks of a device, and a file of none is taken for a hole by archivers.
 fn allocated(node: &Node) -> Option<u64> {
     if let Some(file) = node.host_file() {
+        if file.is_device() {
+            return None;
+        }
         let stat = rustix::fs::fstat(file.as_fd()).ok()?;
         return u64::try_from(stat.st_blocks).ok();
     }

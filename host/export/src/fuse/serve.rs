@@ -151,9 +151,7 @@ fn open(shared: &Rc<Shared>, request: &Request, flags: u32) {
             open_flags: backing.map_or(served, |_| OpenFlags::PASSTHROUGH).bits(),
             backing_id: backing.unwrap_or(0),
         };
-        // A disk has its length, whoever opens it as if it were a file.
-        let cut = truncates && shared.file.is_growable();
-        if cut && let Err(errno) = shared.file.set_len(0).await {
+        if truncates && let Err(errno) = shared.file.clear().await {
             shared.file.release(fh);
             return Err(errno);
         }
@@ -217,7 +215,10 @@ fn set_attributes(shared: &Rc<Shared>, request: &Request, set: SetattrIn) {
             if set.size > ByteRange::END_MAX {
                 return Err(Errno::FBig);
             }
-            shared.file.set_len(set.size).await?;
+            match set.size {
+                0 => shared.file.clear().await?,
+                len => shared.file.set_len(len).await?,
+            }
         }
         Ok(Message::with(request.unique, &shared.file.attributes()))
     });
@@ -272,6 +273,7 @@ fn write(queue: &mut Queue, unique: u64, offset: u64, size: u32) {
         return fail(shared, unique, Errno::RoFs);
     }
     let end = file.len();
+    let asked = size;
     let mut size = size;
     if !file.is_growable() {
         size = size.min(u32::try_from(end.saturating_sub(offset)).unwrap_or(u32::MAX));
@@ -285,7 +287,11 @@ fn write(queue: &mut Queue, unique: u64, offset: u64, size: u32) {
     let writethrough = file.export().options().writethrough;
     let grows = target > end && !file.node().grows_by_writing();
     if len == 0 {
-        return shared.answer(&written);
+        // Somebody who is told that nothing was written tries again, or invents a reason.
+        return match asked {
+            0 => shared.answer(&written),
+            _ => fail(shared, unique, Errno::NoSpc),
+        };
     }
     if !writethrough && !grows {
         let data = &queue.payload.as_slice()[..len];
@@ -331,7 +337,7 @@ fn take_payload(payload: &mut Buf, len: usize) -> Buf {
     taken
 }
 
-/// What QEMU's exports can: growing, punching, zeroing.
+/// What QEMU's exports can: growing, punching, zeroing; and reserving, where that is true.
 fn allocate(shared: &Rc<Shared>, unique: u64, mode: u32, offset: u64, len: u64) {
     const KEEP: u32 = libc::FALLOC_FL_KEEP_SIZE as u32;
     const PUNCH: u32 = libc::FALLOC_FL_PUNCH_HOLE as u32 | KEEP;
@@ -350,10 +356,15 @@ fn allocate(shared: &Rc<Shared>, unique: u64, mode: u32, offset: u64, len: u64) 
         let target = offset + len;
         let end = file.len();
         match mode {
-            0 if offset < end => return Err(Errno::NotSup),
-            0 => {
-                file.extend(target).await?;
-                file.reached(target);
+            0 | KEEP => {
+                // First, as it refuses what could not be kept. An image has no such promise to give.
+                file.node()
+                    .reserve(ByteRange::between(offset, target))
+                    .await?;
+                if mode == 0 && target > end {
+                    file.extend(target).await?;
+                    file.reached(target);
+                }
             }
             PUNCH | ZERO_KEEP | ZERO => {
                 if mode == ZERO && target > end {
