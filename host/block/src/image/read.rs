@@ -177,7 +177,7 @@ impl Image {
                 .call(&mut plugin, |f| f.resolve(range))
                 .await
                 .map_err(|e| self.not_mapped(range, &e))?;
-            match self.check_resolved(&plugin, range, &extents) {
+            match self.check_resolved(&plugin, range, self.map.near(range), &extents) {
                 Ok(claims) => {
                     plugin.verifier.adopt(&Pending::default(), claims);
                     self.remember(&mut plugin, range, &extents);
@@ -197,19 +197,19 @@ impl Image {
         Err(Errno::Io)
     }
 
-    fn check_resolved(
+    pub(super) fn check_resolved(
         &self,
         plugin: &Plugin,
         range: ByteRange,
+        near: ByteRange,
         extents: &[Extent],
     ) -> Result<Claims, Fault> {
-        let near = self.map.near(range);
         let reach = |slot| self.files.reach(slot);
         let verifier = &plugin.verifier;
         verifier.extents(range, extents, near, &Pending::default(), &reach)
     }
 
-    fn not_mapped(&self, range: ByteRange, e: &FormatError) -> Errno {
+    pub(super) fn not_mapped(&self, range: ByteRange, e: &FormatError) -> Errno {
         tracing::warn!(
             node = self.files.node_name(),
             range = ?range,
