@@ -10,6 +10,11 @@ FUZZ_SECONDS ?= 30
 # Arguments for the benchmark, e.g. BENCH="--rows 'raw-4k*'".
 BENCH ?= --quick
 
+# Tests of code that makes no system call: what miri can run. Leaks are of tests that stop midway.
+MIRI_TESTS := engine::buffer engine::iov engine::racing engine::transfer image::map gate \
+	bitmap::tests
+MIRIFLAGS := -Zmiri-disable-isolation -Zmiri-ignore-leaks
+
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 BIN := $(CARGO_TARGET_DIR)/release
 
@@ -23,7 +28,7 @@ help:
 	@echo "make bench    beside qemu-storage-daemon and nbdkit; see BENCH"
 	@echo "make fuzz     random bytes for every parser, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make crash    every crash point of every transaction of the format plugins"
-	@echo "make check    formatting, lints, documentation"
+	@echo "make check    formatting, lints, documentation, memory models"
 	@echo "make tools    installs the programs that all this needs (Debian, as root)"
 	@echo "make install  PREFIX=$(PREFIX), DESTDIR="
 
@@ -49,9 +54,16 @@ crash:
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path plugins/Cargo.toml --all --check
+	$(CARGO) fmt --manifest-path tests/loom/Cargo.toml --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release --locked --manifest-path plugins/Cargo.toml --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
+	$(CARGO) clippy --release --locked --manifest-path tests/loom/Cargo.toml -- -D warnings
+	$(CARGO) run --release --locked --manifest-path tests/loom/Cargo.toml -- --full
+	@if $(CARGO) +nightly miri --version > /dev/null 2>&1; then \
+		MIRIFLAGS="$(MIRIFLAGS)" CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/miri" \
+		$(CARGO) +nightly miri test --locked -p outport-block --lib -- $(MIRI_TESTS); \
+	else echo "miri is not installed: unsafe code is not run under it"; fi
 	@if command -v cargo-deny > /dev/null; then $(CARGO) deny --workspace check; \
 	else echo "cargo-deny is not installed: licences and advisories are not checked"; fi
 

@@ -9,10 +9,11 @@
 //! Counters are sharded by thread and split by the parity of the epoch, so a
 //! request touches one cache line that other iothreads do not.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+
+use crate::sync::{AtomicBool, AtomicUsize, Ordering, fence};
 
 const SHARDS: usize = 8;
 
@@ -42,7 +43,8 @@ impl Drop for Pass<'_> {
 }
 
 fn shard_index() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    // Orders nothing, so it is in no model.
+    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     thread_local! {
         static INDEX: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
     }
@@ -107,10 +109,15 @@ impl Gate {
         self.inside(token) == 0
     }
 
+    /// Nobody enters from now on; `false`: it is closed already. Who is inside stays there.
+    pub(crate) fn shut(&self) -> bool {
+        !self.closed.swap(true, Ordering::SeqCst)
+    }
+
     /// Close the gate and wait until everyone left. Returns a guard that opens
     /// it again. The caller must not be inside itself.
     pub async fn drain(&self) -> Drained<'_> {
-        while self.closed.swap(true, Ordering::SeqCst) {
+        while !self.shut() {
             // Another mover has it.
             let opened = self.opened.notified();
             if self.closed.load(Ordering::SeqCst) {

@@ -20,6 +20,8 @@ pub mod node;
 mod range;
 pub mod remote;
 pub mod rule;
+mod sync;
+mod tickets;
 #[doc(hidden)]
 pub mod trace;
 pub mod view;

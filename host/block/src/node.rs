@@ -276,7 +276,7 @@ impl Node {
         self.write_mem(offset, buf.io(), fua).await
     }
 
-    pub(crate) fn read_mem(&self, offset: u64, mem: IoMem) -> NodeFuture<'_, ()> {
+    pub(crate) fn read_mem(&self, offset: u64, mut mem: IoMem) -> NodeFuture<'_, ()> {
         match &self.kind {
             Kind::File(file) => Box::pin(file.read(offset, mem)),
             Kind::Raw(raw) => {

@@ -124,7 +124,7 @@ impl RemoteNode {
             return self.read_blocks(offset, mem).await;
         }
         for piece in self.bounces(range) {
-            let mem = mem.part((piece.offset() - offset) as usize, piece.len() as usize);
+            let mut mem = mem.part((piece.offset() - offset) as usize, piece.len() as usize);
             if self.is_aligned(piece) {
                 self.read_blocks(piece.offset(), mem).await?;
                 continue;

@@ -344,6 +344,16 @@ impl Bits {
         bits
     }
 
+    /// Marks what was marked in `old` since these bits were copied from it, as far as they reach.
+    pub(super) fn catch_up(&self, old: &Self) {
+        let mut rest = ByteRange::between(0, self.size().min(old.size()));
+        let end = rest.end();
+        while let Some(dirty) = old.next_dirty(rest) {
+            self.mark(dirty);
+            rest = ByteRange::between(dirty.end(), end);
+        }
+    }
+
     /// Room for `end` bytes and as much again, so that growing step by step stays cheap.
     #[must_use]
     pub(super) fn with_room(&self, end: u64) -> Self {

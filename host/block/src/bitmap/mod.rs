@@ -12,6 +12,7 @@
 //! both. Rules of use (busy, inconsistent) are the commands' affair.
 
 mod bits;
+mod marked;
 mod set;
 #[cfg(test)]
 mod tests;

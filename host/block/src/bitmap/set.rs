@@ -5,29 +5,16 @@
 //! counted: a writer that meets an exchange marks what came after it, too.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arc_swap::ArcSwapOption;
-
+use super::marked::Marked;
 use super::{Bits, DirtyBitmap};
 use crate::ByteRange;
-
-/// Writes mark bitmaps.
-const MARKED: u8 = 1;
-
-/// Somebody relies on what was said of the node until it is written to.
-const WATCHED: u8 = 2;
 
 /// The bitmaps of one node.
 #[derive(Debug, Default)]
 pub struct NodeBitmaps {
-    /// Whether writes concern anybody: all that a node without bitmaps pays for.
-    any: AtomicU8,
-    /// Writes that ended since the node is watched, and changes of other kinds.
-    changes: AtomicU64,
-    marked: ArcSwapOption<Vec<Arc<Bits>>>,
-    publications: AtomicU64,
+    marked: Marked<Bits>,
     /// Newest first.
     list: Mutex<Vec<Arc<DirtyBitmap>>>,
 }
@@ -74,33 +61,18 @@ impl NodeBitmaps {
     }
 
     fn publish_list(&self, list: &[Arc<DirtyBitmap>]) {
-        let enabled = list.iter().filter(|it| it.is_enabled());
-        let bits: Vec<_> = enabled.map(|it| it.bits()).collect();
-        let any = !bits.is_empty();
-        self.marked.store(any.then(|| Arc::new(bits)));
-        if any {
-            self.any.fetch_or(MARKED, Ordering::SeqCst);
-        } else {
-            self.any.fetch_and(!MARKED, Ordering::SeqCst);
-        }
-        self.publications.fetch_add(1, Ordering::SeqCst);
-        self.changed();
+        self.marked.publish(enabled(list));
     }
 
     /// What was said of the node may be wrong now, for another reason than a write.
     pub(crate) fn changed(&self) {
-        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.marked.changed();
     }
 
     /// A number that is another one after each write that ended from now on, and after each
     /// change of the bitmaps. Whoever asks once makes every write count.
     pub(crate) fn version(&self) -> u64 {
-        if self.any.load(Ordering::Relaxed) & WATCHED == 0 {
-            self.any.fetch_or(WATCHED, Ordering::SeqCst);
-            // A write that ends just now may not count: what is said now does not hold.
-            return self.changes.fetch_add(1, Ordering::SeqCst);
-        }
-        self.changes.load(Ordering::SeqCst)
+        self.marked.version()
     }
 
     /// A bitmap that cannot have bits for so many bytes.
@@ -116,13 +88,24 @@ impl NodeBitmaps {
         if list.is_empty() {
             return;
         }
+        let mut copies = Vec::new();
         for bitmap in list.iter().filter(|it| it.bits().size() != size) {
             if !bitmap.bits().can_cover(size) {
                 overflowed(bitmap, size);
             }
-            bitmap.replace_bits(Arc::new(bitmap.bits().resized(size)));
+            let (old, new) = (bitmap.bits(), Arc::new(bitmap.bits().resized(size)));
+            bitmap.replace_bits(new.clone());
+            copies.push((old, new));
         }
-        self.publish_list(&list);
+        self.publish_copies(&list, &copies);
+    }
+
+    fn publish_copies(&self, list: &[Arc<DirtyBitmap>], copies: &[(Arc<Bits>, Arc<Bits>)]) {
+        self.marked.publish_copies(enabled(list), || {
+            for (old, new) in copies {
+                new.catch_up(old);
+            }
+        });
     }
 
     // === writers ===
@@ -130,36 +113,20 @@ impl NodeBitmaps {
     /// A write to this range ended, well or not.
     #[inline]
     pub(crate) fn mark(&self, range: ByteRange) {
-        if self.any.load(Ordering::Relaxed) != 0 && !range.is_empty() {
+        if self.marked.is_on() && !range.is_empty() {
             self.mark_all(range);
         }
     }
 
     fn mark_all(&self, range: ByteRange) {
-        loop {
-            let publication = self.publications.load(Ordering::SeqCst);
-            let mut fits = true;
-            if let Some(all) = &*self.marked.load() {
-                for bits in all.iter() {
-                    fits &= bits.mark(range);
-                }
-            }
-            if !fits && self.make_room(range.end()) {
-                continue;
-            }
-            if self.publications.load(Ordering::SeqCst) == publication {
-                break;
-            }
-        }
-        if self.any.load(Ordering::SeqCst) & WATCHED != 0 {
-            self.changed();
-        }
+        let make_room = || self.make_room(range.end());
+        self.marked.mark_all(|bits| bits.mark(range), make_room);
     }
 
     /// A write went past the end. `false`: no bitmap can have more bits.
     fn make_room(&self, end: u64) -> bool {
         let list = self.list();
-        let mut grown = false;
+        let mut copies = Vec::new();
         for bitmap in list.iter() {
             let bits = bitmap.bits();
             if bits.has_room_for(end) {
@@ -171,26 +138,24 @@ impl NodeBitmaps {
             }
             // Bits that are exchanged must be published, and whoever publishes marks again.
             if roomy.has_more_room_than(&bits) {
-                grown = true;
-                bitmap.replace_bits(Arc::new(roomy));
+                let roomy = Arc::new(roomy);
+                bitmap.replace_bits(roomy.clone());
+                copies.push((bits, roomy));
             }
         }
         // Commands may have given room that is not published yet.
-        let news = grown || !self.is_published(&list);
+        let news = !copies.is_empty() || !self.marked.is_published(&enabled(&list));
         if news {
-            self.publish_list(&list);
+            self.publish_copies(&list, &copies);
         }
         news
     }
+}
 
-    fn is_published(&self, list: &[Arc<DirtyBitmap>]) -> bool {
-        let enabled = list.iter().filter(|it| it.is_enabled());
-        let bits: Vec<_> = enabled.map(|it| it.bits()).collect();
-        let marked = self.marked.load();
-        let marked = marked.as_ref().map_or(&[][..], |all| all.as_slice());
-        let same = bits.iter().zip(marked).all(|(a, b)| Arc::ptr_eq(a, b));
-        same && bits.len() == marked.len()
-    }
+/// The bits of those that are enabled.
+fn enabled(list: &[Arc<DirtyBitmap>]) -> Vec<Arc<Bits>> {
+    let enabled = list.iter().filter(|it| it.is_enabled());
+    enabled.map(|it| it.bits()).collect()
 }
 
 /// Something was written of which the bitmap has no bits.

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Invariant: locks, passes and reservations that the work holds are given up
-//! by the work itself, after its last operation completed.
+//! by the work itself, after its last operation completed. Only its own panic ends
+//! it before: that of a sibling, whose unwinding drops it, makes it move.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -27,6 +28,8 @@ pub(crate) struct Finish<T: Send + 'static> {
     work: Option<Work<T>>,
     /// Polled once, or promised to run: it can no longer be forgotten.
     begun: bool,
+    /// It is being polled; still set after that: it panicked.
+    polled: bool,
 }
 
 impl<T: Send + 'static> Finish<T> {
@@ -35,6 +38,7 @@ impl<T: Send + 'static> Finish<T> {
         Self {
             work: Some(Box::pin(work)),
             begun: false,
+            polled: false,
         }
     }
 }
@@ -43,14 +47,17 @@ impl<T: Send + 'static> Future for Finish<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        self.begun = true;
-        let Some(work) = self.work.as_mut() else {
-            // Polled again after it was ready: a caller's mistake, not ours.
+        let this = &mut *self;
+        this.begun = true;
+        let Some(work) = this.work.as_mut().filter(|_| !this.polled) else {
+            // Polled again after it was ready, or after it panicked: a caller's mistake.
             return Poll::Pending;
         };
+        this.polled = true;
         let result = work.as_mut().poll(cx);
+        this.polled = false;
         if result.is_ready() {
-            self.work = None;
+            this.work = None;
         }
         result
     }
@@ -58,8 +65,9 @@ impl<T: Send + 'static> Future for Finish<T> {
 
 impl<T: Send + 'static> Drop for Finish<T> {
     fn drop(&mut self) {
-        // Work that panicked is in no state to go on.
-        if !self.begun || std::thread::panicking() {
+        // Work that panicked is in no state to go on. The panic of somebody else, in whose
+        // unwinding it is dropped, is no reason to stop it.
+        if !self.begun || self.polled {
             return;
         }
         if let Some(work) = self.work.take() {
@@ -141,5 +149,39 @@ mod tests {
             let _ = tell.send(());
         }));
         told.await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_a_sibling_does_not_stop_it() {
+        let (go, wait) = oneshot::channel::<()>();
+        let (tell, told) = oneshot::channel::<()>();
+        let work = Finish::new(async move {
+            let _ = wait.await;
+            let _ = tell.send(());
+        });
+        let sibling = async { panic!("a planted panic") };
+        let both = tokio::spawn(futures_util::future::join(work, sibling));
+        assert!(both.await.unwrap_err().is_panic());
+        let _ = go.send(());
+        tokio::time::timeout(Duration::from_secs(10), told)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    #[test]
+    fn work_that_panicked_is_not_polled_again() {
+        let (polled, polls) = std::sync::mpsc::channel();
+        let mut work = Finish::new(std::future::poll_fn(move |_| -> Poll<()> {
+            polled.send(()).unwrap();
+            panic!("a planted panic");
+        }));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let poll = std::panic::AssertUnwindSafe(|| Pin::new(&mut work).poll(&mut cx));
+        std::panic::catch_unwind(poll).unwrap_err();
+        // Nobody unwinds any more.
+        drop(work);
+        assert_eq!(polls.recv(), Ok(()));
+        polls.recv().unwrap_err();
     }
 }

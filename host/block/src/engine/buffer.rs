@@ -7,13 +7,15 @@
 //!
 //! Invariant: an `IoMem` is made from a buffer that its maker owns and gives back
 //! after completion, or from a [`SharedMem`]: memory of a guest, which may change
-//! under our eyes and is therefore only ever copied or handed to the kernel.
+//! under our eyes and is therefore only ever copied (`racing`) or handed to the
+//! kernel. No reference to a byte of it exists.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 pub use super::iov::{Iov, Piece};
+use super::racing;
 
 /// Alignment of every buffer: enough for `O_DIRECT` on any device with blocks
 /// up to 4 KiB, which is what Linux supports for file systems' direct I/O.
@@ -166,6 +168,7 @@ impl Buf {
         IoMem {
             pieces: Pieces::One(piece),
             keep: vec![self.mem.clone()],
+            shared: false,
         }
     }
 }
@@ -189,7 +192,11 @@ impl SharedMem {
             many => Pieces::Many(many.to_vec()),
         };
         let keep = vec![keep];
-        Self(IoMem { pieces, keep })
+        Self(IoMem {
+            pieces,
+            keep,
+            shared: true,
+        })
     }
 
     /// Bytes.
@@ -220,6 +227,8 @@ enum Pieces {
 pub(crate) struct IoMem {
     pieces: Pieces,
     keep: Vec<Keep>,
+    /// Some of it is a guest's.
+    shared: bool,
 }
 
 // SAFETY: the pointers stay valid through `keep`, wherever the value is.
@@ -232,7 +241,9 @@ impl IoMem {
     pub(crate) fn join(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut pieces = Vec::new();
         let mut keep = Vec::new();
+        let mut shared = false;
         for part in parts {
+            shared |= part.shared;
             match part.pieces {
                 Pieces::One(p) => pieces.push(p),
                 Pieces::Many(ps) => pieces.extend(ps),
@@ -243,6 +254,7 @@ impl IoMem {
         Self {
             pieces: Pieces::Many(pieces),
             keep,
+            shared,
         }
     }
 
@@ -294,7 +306,19 @@ impl IoMem {
         Self {
             pieces,
             keep: self.keep.clone(),
+            shared: self.shared,
         }
+    }
+
+    /// Memory that nobody changes while it is looked at: this, or a copy of what a guest has
+    /// there now.
+    pub(crate) fn settled(self) -> Self {
+        if !self.shared {
+            return self;
+        }
+        let mut copy = Buf::zeroed(self.len());
+        self.copy_to(copy.as_mut_slice());
+        copy.io()
     }
 
     /// As the kernel wants it.
@@ -324,7 +348,7 @@ impl IoMem {
     }
 
     /// Zero everything. The caller owns the memory's content at this time.
-    pub(crate) fn fill_zero(&self) {
+    pub(crate) fn fill_zero(&mut self) {
         for p in self.as_pieces() {
             // SAFETY: the piece is alive through `keep`, and its owner called
             // us while no operation runs on it.
@@ -333,32 +357,33 @@ impl IoMem {
     }
 
     /// Copy in; `src` has exactly [`IoMem::len`] bytes.
-    pub(crate) fn copy_from(&self, mut src: &[u8]) {
+    pub(crate) fn copy_from(&mut self, mut src: &[u8]) {
         for p in self.as_pieces() {
             let (head, tail) = src.split_at(p.len);
             // SAFETY: as in `fill_zero`; `head` has `p.len` bytes and does not
-            // overlap a buffer that is owned by someone else.
+            // overlap a buffer that is owned by someone else. Nothing is read back.
             unsafe { p.ptr.copy_from_nonoverlapping(head.as_ptr(), p.len) };
             src = tail;
         }
     }
 
-    /// The bytes, piece by piece, of memory that nobody writes while they are looked at; a guest
-    /// that does spoils what it wrote itself.
+    /// The bytes, piece by piece, of memory that is [`IoMem::settled`].
     pub(crate) fn slices(&self) -> impl Iterator<Item = &[u8]> {
-        // SAFETY: alive through `keep`; what a write sends is not changed meanwhile, since
-        // `Buf::as_mut_slice` copies while the memory is shared.
+        assert!(!self.shared, "no reference to memory of a guest");
+        // SAFETY: alive through `keep`, and no guest's; what a write sends is not changed
+        // meanwhile, since `Buf::as_mut_slice` copies while the memory is shared.
         let slice = |p: &Piece| unsafe { std::slice::from_raw_parts(p.ptr, p.len) };
         self.as_pieces().iter().map(slice)
     }
 
-    /// Copy out.
+    /// Copy out; `dst` has at least [`IoMem::len`] bytes.
     pub(crate) fn copy_to(&self, dst: &mut [u8]) {
         let mut at = 0;
         for p in self.as_pieces() {
-            // SAFETY: as above, reading.
-            let src = unsafe { std::slice::from_raw_parts(p.ptr, p.len) };
-            dst[at..at + p.len].copy_from_slice(src);
+            let dst = &mut dst[at..at + p.len];
+            // SAFETY: the piece is alive through `keep`, and nobody has a reference to change
+            // it: it is a guest's, or an operation's that only reads it.
+            unsafe { racing::copy_out(p.ptr, dst) };
             at += p.len;
         }
     }

@@ -20,7 +20,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::LocalSet;
 
-use super::op::{Completion, Op, OpFuture};
+use super::completion::{Completion, OpFuture};
+use super::op::Op;
 use super::polling::{self, IoLimits, Poll, Shared};
 use super::pool;
 use super::uring::Ring;
@@ -219,20 +220,22 @@ impl AsRawFd for RingFd {
     }
 }
 
-/// Give this thread a ring, or say once why there is none.
-fn start_ring(limits: Arc<Shared>) {
+/// Says it once: the other threads have no ring for the same reason.
+fn say_no_ring(reason: &io::Error) {
     static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            %reason,
+            "io_uring is not available, requests that must wait use a thread pool"
+        );
+    }
+}
+
+/// Give this thread a ring, or say why there is none.
+fn start_ring(limits: Arc<Shared>) {
     let ring = match Ring::new() {
         Ok(ring) => ring,
-        Err(e) => {
-            if !SAID.swap(true, Ordering::Relaxed) {
-                tracing::warn!(
-                    reason = %e,
-                    "io_uring is not available, requests that must wait use a thread pool"
-                );
-            }
-            return;
-        }
+        Err(e) => return say_no_ring(&e),
     };
     let interest = tokio::io::Interest::READABLE;
     let fd = ring.raw_fd();
@@ -243,8 +246,9 @@ fn start_ring(limits: Arc<Shared>) {
     };
     // SAFETY: the descriptor is the ring's, which never changes it and closes
     // it only after `RingFd` is dropped, since that holds the ring.
-    let Ok(fd) = (unsafe { AsyncFd::register_with_interest(ring_fd, interest) }) else {
-        return;
+    let fd = match unsafe { AsyncFd::register_with_interest(ring_fd, interest) } {
+        Ok(fd) => fd,
+        Err(e) => return say_no_ring(&e.into()),
     };
     let submit = Rc::new(Notify::new());
     let poller = Rc::new(Notify::new());

@@ -1,7 +1,8 @@
 //! Memory of transfers that end before their call returns.
 //!
-//! Any thread; nothing here allocates. Invariant: the bytes are only handed to the kernel, copied
-//! or overwritten, so it does not matter if a guest changes them meanwhile.
+//! Any thread; nothing here allocates. Invariants: the bytes are only handed to the kernel, copied
+//! or overwritten, so it does not matter if a guest changes them meanwhile; what was made from a
+//! shared reference is never overwritten.
 
 /// Contiguous memory: an address and a length, and a promise of whoever made it.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +43,8 @@ pub struct Iov<'a> {
     /// Bytes of the first piece that are left out.
     skip: usize,
     len: usize,
+    /// It may be filled.
+    fillable: bool,
 }
 
 impl<'a> Iov<'a> {
@@ -53,6 +56,7 @@ impl<'a> Iov<'a> {
             pieces,
             skip: 0,
             len,
+            fillable: true,
         }
     }
 
@@ -65,13 +69,16 @@ impl<'a> Iov<'a> {
         with(Iov::new(&[piece]))
     }
 
-    /// A buffer that is only read; `with` only writes it somewhere.
+    /// A buffer that is only read: filling it panics.
     pub(crate) fn drain<T>(buf: &[u8], with: impl FnOnce(Iov<'_>) -> T) -> T {
         let piece = Piece {
             ptr: buf.as_ptr().cast_mut(),
             len: buf.len(),
         };
-        with(Iov::new(&[piece]))
+        with(Iov {
+            fillable: false,
+            ..Iov::new(&[piece])
+        })
     }
 
     /// Bytes.
@@ -102,7 +109,12 @@ impl<'a> Iov<'a> {
             skip -= first.len;
             pieces = rest;
         }
-        Self { pieces, skip, len }
+        Self {
+            pieces,
+            skip,
+            len,
+            fillable: self.fillable,
+        }
     }
 
     /// The pieces, cut to what belongs to it.
@@ -129,16 +141,23 @@ impl<'a> Iov<'a> {
         count
     }
 
+    /// Whoever fills it calls this first.
+    pub(super) fn expect_fillable(&self) {
+        assert!(self.fillable, "a buffer that is only read is not filled");
+    }
+
     /// Zero everything; the memory is to be filled.
     pub(crate) fn fill_zero(&self) {
+        self.expect_fillable();
         for p in self.each() {
-            // SAFETY: whoever made the piece promised that it can be written.
+            // SAFETY: it may be filled, so whoever made the piece promised that it can be written.
             unsafe { p.ptr.write_bytes(0, p.len) };
         }
     }
 
     /// Copy in; `src` has exactly [`Iov::len`] bytes.
     pub fn copy_from(&self, mut src: &[u8]) {
+        self.expect_fillable();
         for p in self.each() {
             let (head, tail) = src.split_at(p.len);
             // SAFETY: as in `fill_zero`; `head` has `p.len` bytes.
@@ -171,5 +190,15 @@ mod tests {
         assert_eq!(iov.part(3, 4).vectors(&mut vectors), 1);
         assert_eq!(iov.part(1, 9).vectors(&mut vectors[..2]), 2);
         assert_eq!(&bytes, b"01abcdef8\0");
+    }
+
+    #[test]
+    fn a_buffer_that_is_only_read_is_not_filled() {
+        let bytes = *b"same";
+        let fill = || Iov::drain(&bytes, |iov| iov.part(1, 2).fill_zero());
+        std::panic::catch_unwind(fill).unwrap_err();
+        let copy = || Iov::drain(&bytes, |iov| iov.copy_from(b"else"));
+        std::panic::catch_unwind(copy).unwrap_err();
+        assert_eq!(&bytes, b"same");
     }
 }

@@ -7,20 +7,22 @@
 
 pub(crate) mod background;
 pub mod buffer;
+mod completion;
 mod iothread;
 mod iov;
 mod lanes;
 mod op;
 pub mod polling;
 mod pool;
+mod racing;
 mod reactor;
 pub(crate) mod syscalls;
 pub mod transfer;
 mod uring;
 
+#[cfg(test)]
+pub(crate) use completion::{Completion, OpFuture};
 pub(crate) use iothread::submit;
 pub use iothread::{Aio, IoThread};
-#[cfg(test)]
-pub(crate) use op::{Completion, OpFuture};
 pub(crate) use op::{Op, OpKind};
 pub use reactor::{READABLE, register, register_readable};

@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::op::{Completion, Op};
+use super::completion::Completion;
+use super::op::Op;
 
 /// QEMU's `thread-pool-max` default.
 const THREADS_MAX: usize = 64;

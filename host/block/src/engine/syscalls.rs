@@ -73,8 +73,9 @@ const VECTORS: usize = 32;
 
 /// Read what there is without waiting.
 pub(crate) fn read_nowait(fd: BorrowedFd<'_>, offset: u64, iov: Iov<'_>) -> Result<usize, Errno> {
+    iov.expect_fillable();
     transfer(iov, |vectors, count| {
-        // SAFETY: the vectors describe memory that can be written (`Piece::new`).
+        // SAFETY: the vectors describe memory that may be filled (`Piece::new`).
         unsafe {
             libc::preadv2(
                 fd.as_raw_fd(),

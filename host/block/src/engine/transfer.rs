@@ -1,8 +1,9 @@
 //! Memory of a request that something outside this crate carries out.
 //!
 //! A [`Landing`] is where a read puts its bytes, a [`Payload`] what a write takes them from. Both
-//! keep the memory alive; neither lets two sides have it at once. Invariant: whoever waits for a
-//! read sees its end only after the [`Landing`] is gone, so nothing is written behind its back.
+//! keep the memory alive; neither lets two sides have it at once. Invariants: whoever waits for a
+//! read sees its end only after the [`Landing`] gave its memory up, so nothing is written behind
+//! its back; a payload never changes, so what a guest wrote is copied first.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,9 +17,17 @@ use crate::Errno;
 /// Where a read puts its bytes. Dropped without [`Landing::finish`], the read failed.
 #[derive(Debug)]
 pub struct Landing {
-    mem: IoMem,
+    /// `None`: given up.
+    mem: Option<IoMem>,
     len: usize,
-    done: oneshot::Sender<Result<(), Errno>>,
+    /// `None`: told.
+    done: Option<oneshot::Sender<Result<(), Errno>>>,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.end(Err(Errno::Io));
+    }
 }
 
 /// The end of a read.
@@ -39,6 +48,7 @@ impl Landing {
     pub(crate) fn new(mem: IoMem) -> (Self, Landed) {
         let (done, end) = oneshot::channel();
         let len = mem.len();
+        let (mem, done) = (Some(mem), Some(done));
         (Self { mem, len, done }, Landed(end))
     }
 
@@ -66,20 +76,26 @@ impl Landing {
         self.part(at, len, IoMem::fill_zero);
     }
 
-    fn part(&mut self, at: usize, len: usize, work: impl FnOnce(&IoMem)) {
-        if len == self.len {
-            work(&self.mem);
-        } else if len > 0 {
-            work(&self.mem.part(at, len));
+    fn part(&mut self, at: usize, len: usize, work: impl FnOnce(&mut IoMem)) {
+        match &mut self.mem {
+            Some(mem) if len == self.len => work(mem),
+            Some(mem) if len > 0 => work(&mut mem.part(at, len)),
+            _ => {}
         }
     }
 
     /// The read ended; on success every byte was put.
-    pub fn finish(self, result: Result<(), Errno>) {
-        let Self { mem, done, .. } = self;
-        drop(mem);
-        // Whoever waited may have gone.
-        let _ = done.send(result);
+    pub fn finish(mut self, result: Result<(), Errno>) {
+        self.end(result);
+    }
+
+    /// Gives the memory up, then tells; once.
+    fn end(&mut self, result: Result<(), Errno>) {
+        self.mem = None;
+        if let Some(done) = self.done.take() {
+            // Whoever waited may have gone.
+            let _ = done.send(result);
+        }
     }
 }
 
@@ -88,8 +104,10 @@ impl Landing {
 pub struct Payload(IoMem);
 
 impl Payload {
-    pub(crate) const fn new(mem: IoMem) -> Self {
-        Self(mem)
+    /// Bytes of a guest are copied: they would change while they are sent, and a connection that
+    /// was lost would get others the second time.
+    pub(crate) fn new(mem: IoMem) -> Self {
+        Self(mem.settled())
     }
 
     /// Bytes.
@@ -112,6 +130,9 @@ impl Payload {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::super::buffer::{Piece, SharedMem};
     use super::*;
     use crate::Buf;
 
@@ -136,11 +157,57 @@ mod tests {
         assert_eq!(landed.await, Err(Errno::Io));
     }
 
+    /// Told by the memory of a read that it was given up.
+    struct Watched(std::sync::mpsc::Sender<bool>, Mutex<Landed>);
+
+    impl Drop for Watched {
+        fn drop(&mut self) {
+            let landed = &mut self.1.lock().unwrap().0;
+            let told = landed.try_recv() != Err(oneshot::error::TryRecvError::Empty);
+            self.0.send(told).unwrap();
+        }
+    }
+
+    #[test]
+    fn memory_is_given_up_before_the_end_is_told() {
+        for finish in [false, true] {
+            let (tell, told) = std::sync::mpsc::channel();
+            let (mut landing, landed) = Landing::new(Buf::zeroed(1).io());
+            let watched = Arc::new(Watched(tell, Mutex::new(landed)));
+            // SAFETY: no pieces, no memory.
+            landing.mem = Some(unsafe { SharedMem::new(&[], watched) }.io());
+            if finish {
+                landing.finish(Ok(()));
+            } else {
+                drop(landing);
+            }
+            assert_eq!(told.recv(), Ok(false));
+        }
+    }
+
     #[test]
     fn a_payload_keeps_what_it_was_made_from() {
         let mut buf = Buf::from_slice(b"old");
         let payload = Payload::new(buf.io());
         buf.as_mut_slice().copy_from_slice(b"new");
         assert_eq!(payload.slices().collect::<Vec<_>>().concat(), b"old");
+    }
+
+    #[test]
+    fn a_payload_stays_the_same_whatever_a_guest_does() {
+        let memory = Arc::new(Mutex::new([*b"old"]));
+        let start = memory.lock().unwrap().as_mut_ptr().cast::<u8>();
+        // SAFETY: the bytes live as long as `memory`, and are only reached through `start`.
+        let shared = unsafe {
+            let pieces = [(0, 1), (1, 2)].map(|(at, len)| Piece::new(start.add(at), len));
+            SharedMem::new(&pieces, memory)
+        };
+        let payload = Payload::new(shared.io());
+        // SAFETY: as above; a guest writes.
+        unsafe { start.copy_from_nonoverlapping(b"new".as_ptr(), 3) };
+        assert_eq!(payload.slices().collect::<Vec<_>>().concat(), b"old");
+        let mut now = [0; 2];
+        shared.io().part(1, 2).copy_to(&mut now);
+        assert_eq!(&now, b"ew", "what is copied later is what is there later");
     }
 }

@@ -15,8 +15,9 @@ use io_uring::{IoUring, opcode, types};
 use slab::Slab;
 use tokio::sync::Notify;
 
+use super::completion::Completion;
 use super::lanes::Lanes;
-use super::op::{Completion, Op, OpKind};
+use super::op::{Op, OpKind};
 
 /// Submission queue entries: a turn rarely queues more, and more is only a
 /// second `io_uring_enter`.

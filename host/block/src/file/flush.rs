@@ -10,12 +10,13 @@
 //! [`Inner::flush`] asks the kernel about a buffered file, and only one of them at a time, so no
 //! answer is missed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::Errno;
 use crate::engine::OpKind;
+use crate::tickets::Tickets;
 
 use super::Inner;
 
@@ -24,16 +25,13 @@ use super::Inner;
 pub(super) struct Flusher {
     /// Held by the flush in progress.
     running: AsyncMutex<()>,
-    /// Number of the last flush that began.
-    begun: AtomicU64,
-    /// Number of the last flush that ended well; one that nobody waited for to its end does not.
-    done: AtomicU64,
+    tickets: Tickets,
 }
 
 #[cfg(test)]
 impl Flusher {
     pub(super) fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Acquire)
+        self.tickets.begun()
     }
 }
 
@@ -44,16 +42,15 @@ impl Inner {
             return Ok(());
         }
         let flusher = &self.flusher;
-        let ticket = flusher.begun.load(Ordering::Acquire);
+        let ticket = flusher.tickets.take();
         let _running = flusher.running.lock().await;
         if self.lost.load(Ordering::Acquire) {
             return Err(Errno::Io);
         }
-        // One that began after the ticket was taken covers us.
-        if flusher.done.load(Ordering::Acquire) > ticket {
+        if flusher.tickets.covers(&ticket) {
             return Ok(());
         }
-        let number = flusher.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let round = flusher.tickets.begin();
         let traced = self.trace.as_ref().map(|t| (t, t.flush()));
         if let Err(e) = self.op(0, OpKind::Datasync).await {
             // The kernel reports a lost page once and forgets it: the next
@@ -63,7 +60,7 @@ impl Inner {
             }
             return Err(e);
         }
-        flusher.done.store(number, Ordering::Release);
+        flusher.tickets.ended_well(&round);
         if let Some((trace, id)) = traced {
             trace.flushed(id);
         }

@@ -59,7 +59,7 @@ impl Inner {
             bounce.set_len(outer.len() as usize);
             Box::pin(self.read(outer.offset(), bounce.io())).await?;
             let skip = (piece.offset() - outer.offset()) as usize;
-            let part = mem.part((piece.offset() - offset) as usize, piece.len() as usize);
+            let mut part = mem.part((piece.offset() - offset) as usize, piece.len() as usize);
             part.copy_from(&bounce.as_slice()[skip..skip + part.len()]);
         }
         Ok(())

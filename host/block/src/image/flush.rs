@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::format::{FormatFiles, SlotRange, Stage};
+use crate::tickets::Tickets;
 use crate::{ByteRange, Errno};
 
 use super::ask::Tries;
@@ -35,10 +36,8 @@ const GRACE_POLL: Duration = Duration::from_micros(200);
 pub(super) struct Flusher {
     /// Held by the flush in progress.
     running: AsyncMutex<Limbo>,
-    /// Number of the last flush that began.
-    begun: AtomicU64,
-    /// Number of the last flush that failed; 0: none.
-    failed: AtomicU64,
+    /// One that fails or panics covers nobody who waits for it.
+    tickets: Tickets,
     /// Transactions that were queued, and how many of them are durable.
     changes: AtomicU64,
     durable: AtomicU64,
@@ -76,6 +75,12 @@ impl Flusher {
         self.durable.load(Ordering::Acquire) == self.changes.load(Ordering::Acquire)
     }
 
+    /// Keeps every flush waiting, as a flush in progress does.
+    #[cfg(test)]
+    pub(super) async fn hold(&self) -> impl Sized + '_ {
+        self.running.lock().await
+    }
+
     fn waiting(&self) -> u64 {
         let returned = self.returned.load(Ordering::Acquire);
         self.freed.load(Ordering::Acquire).saturating_sub(returned)
@@ -88,20 +93,16 @@ impl Image {
         if !self.is_writable() {
             return Ok(());
         }
-        let ticket = self.flusher.begun.load(Ordering::Acquire);
+        let tickets = &self.flusher.tickets;
+        let ticket = tickets.take();
         let mut limbo = self.flusher.running.lock().await;
-        // A flush that began after we took the ticket covers us, and it has
-        // ended, since we hold the lock.
-        let begun = self.flusher.begun.load(Ordering::Acquire);
-        if begun > ticket && self.flusher.failed.load(Ordering::Acquire) != begun {
+        if tickets.covers(&ticket) {
             return Ok(());
         }
-        let number = self.flusher.begun.fetch_add(1, Ordering::AcqRel) + 1;
-        let result = self.flush_round(&mut limbo).await;
-        if result.is_err() {
-            self.flusher.failed.store(number, Ordering::Release);
-        }
-        result
+        let round = tickets.begin();
+        self.flush_round(&mut limbo).await?;
+        tickets.ended_well(&round);
+        Ok(())
     }
 
     async fn flush_round(&self, limbo: &mut Limbo) -> Result<(), Errno> {

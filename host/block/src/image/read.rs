@@ -112,7 +112,7 @@ impl Image {
         Ok(())
     }
 
-    async fn read_run(&self, guest: u64, run: Run, mem: IoMem) -> Result<(), Errno> {
+    async fn read_run(&self, guest: u64, run: Run, mut mem: IoMem) -> Result<(), Errno> {
         match run.place {
             Place::Raw { slot, offset, .. } => {
                 let node = self.files.node(slot)?;

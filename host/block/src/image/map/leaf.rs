@@ -10,12 +10,9 @@
 //! order, says so beside its tag (`line`): a look-up then touches one cache line
 //! of the leaf, always the same, instead of two.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, fence};
 
-use super::follower;
-
-/// Units per leaf: 8 KiB of entries, which with 64 KiB clusters map 64 MiB.
-pub(super) const LEAF_UNITS: u64 = 1024;
+use super::{LEAF_UNITS, follower};
 
 /// Low bits of a tag: the leaf's index plus one. The largest image has 2^63
 /// bytes in units of 512, so 2^44 leaves. The bits above count how often the
@@ -25,7 +22,7 @@ const INDEX_MASK: u64 = (1 << INDEX_BITS) - 1;
 
 /// A leaf.
 #[repr(C, align(64))]
-pub(super) struct Leaf {
+pub(crate) struct Leaf {
     tag: AtomicU64,
     /// The first entry, if every other follows from it; otherwise 0. Cleared
     /// before an entry changes, set after the last one did.
@@ -38,13 +35,13 @@ impl Default for Leaf {
         Self {
             tag: AtomicU64::new(0),
             line: AtomicU64::new(0),
-            entries: [const { AtomicU64::new(0) }; _],
+            entries: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 }
 
 /// A look at a leaf; what it saw counts only if it [`Reading::is_whole`].
-pub(super) struct Reading<'a> {
+pub(crate) struct Reading<'a> {
     leaf: &'a Leaf,
     tag: u64,
     line: u64,
@@ -52,12 +49,12 @@ pub(super) struct Reading<'a> {
 
 impl Leaf {
     /// Whose it is. Plugin lock.
-    pub(super) fn index(&self) -> Option<u64> {
+    pub(crate) fn index(&self) -> Option<u64> {
         (self.tag.load(Ordering::Relaxed) & INDEX_MASK).checked_sub(1)
     }
 
     /// Give it to another part of the image, empty. Plugin lock.
-    pub(super) fn become_index(&self, index: u64) {
+    pub(crate) fn become_index(&self, index: u64) {
         let turn = (self.tag.load(Ordering::Relaxed) >> INDEX_BITS).wrapping_add(1) << INDEX_BITS;
         self.tag.store(turn, Ordering::Relaxed);
         // Whoever sees one of the stores below sees the tag change too.
@@ -71,7 +68,7 @@ impl Leaf {
 
     /// Set the units from `first` to before `last`; the first gets `entry`, each
     /// further one what follows it. Plugin lock.
-    pub(super) fn fill(&self, first: usize, last: usize, entry: u64, unit: u64) {
+    pub(crate) fn fill(&self, first: usize, last: usize, entry: u64, unit: u64) {
         let line = self.line.load(Ordering::Relaxed);
         if line != 0 && follower(line, first, unit) == entry {
             return;
@@ -91,7 +88,7 @@ impl Leaf {
 
     /// Forget the units from `first` to before `last` that lie in this leaf.
     /// Plugin lock.
-    pub(super) fn forget(&self, first: u64, last: u64) {
+    pub(crate) fn forget(&self, first: u64, last: u64) {
         let Some(index) = self.index() else { return };
         let base = index * LEAF_UNITS;
         let from = first.max(base);
@@ -103,17 +100,17 @@ impl Leaf {
 
     /// Is one word enough to answer for it?
     #[cfg(test)]
-    pub(super) fn is_in_line(&self) -> bool {
+    pub(crate) fn is_in_line(&self) -> bool {
         self.line.load(Ordering::Relaxed) != 0
     }
 
     /// All entries. Plugin lock.
-    pub(super) fn entries(&self) -> impl Iterator<Item = u64> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = u64> {
         self.entries.iter().map(|e| e.load(Ordering::Relaxed))
     }
 
     /// Look at it, if it belongs to `index`.
-    pub(super) fn read(&self, index: u64) -> Option<Reading<'_>> {
+    pub(crate) fn read(&self, index: u64) -> Option<Reading<'_>> {
         let tag = self.tag.load(Ordering::Acquire);
         (tag & INDEX_MASK == index + 1).then(|| Reading {
             leaf: self,
@@ -124,7 +121,7 @@ impl Leaf {
 }
 
 impl Reading<'_> {
-    pub(super) fn entry(&self, at: usize, unit: u64) -> u64 {
+    pub(crate) fn entry(&self, at: usize, unit: u64) -> u64 {
         if self.line == 0 {
             self.leaf.entries[at].load(Ordering::Acquire)
         } else {
@@ -133,7 +130,7 @@ impl Reading<'_> {
     }
 
     /// Did the leaf stay what it was all the time?
-    pub(super) fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         fence(Ordering::Acquire);
         self.leaf.tag.load(Ordering::Relaxed) == self.tag
     }

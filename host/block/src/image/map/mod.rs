@@ -22,7 +22,10 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use crate::ByteRange;
 use crate::format::{Coded, Extent, Location};
 
-use leaf::{LEAF_UNITS, Leaf};
+use leaf::Leaf;
+
+/// Units per leaf: 8 KiB of entries, which with 64 KiB clusters map 64 MiB.
+const LEAF_UNITS: u64 = 1024;
 
 /// Leaves per node at most: 32 MiB of entries, which with 64 KiB clusters map
 /// 256 GiB without ever asking the plugin again. A power of two: finding the

@@ -367,6 +367,31 @@ async fn a_flush_that_is_dropped_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_flush_that_panics_covers_nobody() {
+    let mut disk = disk().await;
+    disk.write(131_072, &[1; 4096], false).await.unwrap();
+    let image = disk.node.image().unwrap().clone();
+    plan(&disk, Call::Flush, Act::Panic);
+    // Both ask for a flush before the round begins that panics.
+    let held = image.flusher.hold().await;
+    let flush = || {
+        let node = disk.node.clone();
+        tokio::spawn(async move { node.flush().await })
+    };
+    let (first, second) = (flush(), flush());
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    drop(held);
+    assert!(first.await.unwrap_err().is_panic());
+    assert_eq!(second.await.unwrap(), Ok(()));
+    assert!(image.flusher.is_settled(), "the second flush wrote nothing");
+    disk.open_again().await;
+    disk.compare_all().await;
+    assert_eq!(disk.check().await, 0);
+}
+
+#[tokio::test]
 async fn a_request_that_was_never_polled_never_happened() {
     let disk = disk().await;
     drop(disk.node.flush());

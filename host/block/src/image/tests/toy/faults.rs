@@ -34,6 +34,8 @@ pub(in super::super) enum Act {
     Refuse(Errno),
     /// It waits first: told when it began, and until it may go on.
     Hang(oneshot::Sender<()>, oneshot::Receiver<()>),
+    /// It panics at once, as a mistake of the host's would.
+    Panic,
     /// Its extents are changed.
     Extents(Change<Extent>),
     /// Its placements are changed.
@@ -94,6 +96,7 @@ impl Faults {
                 Ok(None)
             }
             Some(Act::Refuse(e)) => Err(super::refused(e)),
+            Some(Act::Panic) => panic!("a planted panic"),
             other => Ok(other),
         }
     }
