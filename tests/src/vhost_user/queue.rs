@@ -186,6 +186,16 @@ impl Split {
         }
     }
 
+    /// Waits for a call; `false`: there was none for as long as tests wait.
+    pub fn is_called(&self) -> bool {
+        happens(&self.call)
+    }
+
+    /// Whatever was called is forgotten: another descriptor, which nobody rang yet.
+    pub fn lose_calls(&mut self) {
+        self.call = event();
+    }
+
     /// Waits until the device says that the ring is broken.
     #[track_caller]
     pub fn wait_broken(&self) {

@@ -28,6 +28,13 @@ impl Ring {
         }
     }
 
+    fn split_mut(&mut self) -> &mut Split {
+        match self {
+            Self::Split(ring) => ring,
+            Self::Packed(ring) => &mut ring.split,
+        }
+    }
+
     fn offer(&mut self, guest: &Guest, id: u16, chain: &[(u64, u32, bool)]) {
         match self {
             Self::Split(ring) => {
@@ -258,4 +265,44 @@ fn a_split_ring_survives_with_answers_out_of_order() {
 #[test]
 fn a_packed_ring_survives_with_answers_out_of_order() {
     killed_under_load(true, true);
+}
+
+/// The state that a daemon leaves which is killed after it published a used buffer and before it
+/// rang for it: the buffer is in the ring, and no call has reached the driver. Neither of two
+/// descriptors tells which of the two came first, so the driver gets a new one for the call that
+/// did come.
+fn called_for_what_a_killed_daemon_published(packed: bool) {
+    let image = TempImage::zeroes(SECTORS * 512);
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("blk.sock");
+    let mut driver = Driver::new(packed, true);
+    let daemon = start(&image, &socket, true);
+    let front_end = driver.connect(&socket);
+    driver.offer_write(0);
+    driver.ring.split().kick();
+    // Published, since it rang.
+    assert!(driver.ring.split().is_called(), "the device never called");
+    drop(daemon);
+    drop(front_end);
+    driver.ring.split_mut().lose_calls();
+    let daemon = start(&image, &socket, true);
+    let _front_end = driver.connect(&socket);
+    // A driver that sleeps until it is called offers nothing.
+    assert!(
+        driver.ring.split().is_called(),
+        "the driver sleeps for ever"
+    );
+    driver.take_all();
+    assert!(driver.outstanding.is_empty());
+    daemon.stop();
+}
+
+#[test]
+fn a_split_ring_is_called_for_what_a_killed_daemon_published() {
+    called_for_what_a_killed_daemon_published(false);
+}
+
+#[test]
+fn a_packed_ring_is_called_for_what_a_killed_daemon_published() {
+    called_for_what_a_killed_daemon_published(true);
 }

@@ -453,6 +453,12 @@ impl Worker {
             broken: false,
             stopping: None,
         };
+        // A back-end that died after it published used buffers and before it rang for them may
+        // have left a driver that sleeps. Whether there are such buffers cannot be seen: indices
+        // go round. One call too many is what drivers are made for.
+        if let Some(call) = &queue.call {
+            call.ring();
+        }
         self.queues.insert(start.index, queue);
         Ok(())
     }
