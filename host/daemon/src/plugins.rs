@@ -5,7 +5,9 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use outport_plugin::{Bundled, CompileCache, PluginKind, PluginRegistry, RegistryConfig};
+use outport_plugin::{
+    Bundled, CompileCache, MachineCode, PluginKind, PluginRegistry, RegistryConfig,
+};
 use outport_qmp::Error;
 
 use crate::events::EventSender;
@@ -57,6 +59,10 @@ impl Plugins {
     }
 }
 
+#[allow(
+    unsafe_code,
+    reason = "the machine code of the bundled plugins enters here, and only here"
+)]
 fn bundled() -> Vec<Bundled> {
     let plugins = outport_plugins::bundled().iter();
     let convert = |plugin: &outport_plugins::Bundled| {
@@ -64,7 +70,9 @@ fn bundled() -> Vec<Bundled> {
             name: plugin.name,
             kind: PluginKind::of_world(plugin.kind)?,
             wasm: plugin.wasm,
-            compiled: plugin.compiled,
+            // SAFETY: `plugins/build` made it with `precompile` while this program was built,
+            // and it is a constant of the program since.
+            compiled: unsafe { MachineCode::new(plugin.compiled) },
         })
     };
     plugins.filter_map(convert).collect()

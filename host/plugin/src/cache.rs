@@ -25,15 +25,41 @@ use crate::compile::hex;
 
 const CHECKSUM_BYTES: usize = 32;
 
+/// Machine code that is part of this program, for a plugin.
+///
+/// It is run as it is, outside of any sandbox, so safe code cannot make one of just any bytes:
+///
+/// ```compile_fail
+/// outport_plugin::MachineCode::new(b"any bytes");
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MachineCode(&'static [u8]);
+
+impl MachineCode {
+    /// No code: the plugin is compiled when it is loaded.
+    pub const NONE: Self = Self(&[]);
+
+    /// These bytes.
+    ///
+    /// # Safety
+    /// They are what [`precompile`](crate::precompile) made, in this build or another one, and
+    /// nobody changed them since; or there are none.
+    #[must_use]
+    pub const unsafe fn new(code: &'static [u8]) -> Self {
+        Self(code)
+    }
+}
+
 /// Load code that was embedded at build time. `None`: it was compiled for
 /// another processor or by another build; compile the `.wasm` instead.
-pub(crate) fn load_embedded(engine: &Engine, code: &'static [u8]) -> Option<Component> {
+pub(crate) fn load_embedded(engine: &Engine, code: MachineCode) -> Option<Component> {
+    let MachineCode(code) = code;
     if code.is_empty() {
         return None;
     }
-    // SAFETY: a `&'static` slice is part of this program: `plugins/build` made
-    // it with `precompile` of this crate in the same build. wasmtime compares
-    // version, settings and CPU features before it accepts it.
+    // SAFETY: whoever made the `MachineCode` promised that it is the output of
+    // `precompile`. wasmtime compares version, settings and CPU features before
+    // it accepts it.
     unsafe { Component::deserialize(engine, code) }.ok()
 }
 

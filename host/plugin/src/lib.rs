@@ -39,7 +39,7 @@ mod store;
 mod ticker;
 mod world;
 
-pub use cache::CompileCache;
+pub use cache::{CompileCache, MachineCode};
 pub use compile::{CompileError, precompile, sha256_hex};
 pub use counters::{CallKind, CallStats};
 pub use error::PluginError;

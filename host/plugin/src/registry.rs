@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wasmtime::component::Component;
 
-use crate::cache::{CompileCache, load_embedded};
+use crate::cache::{CompileCache, MachineCode, load_embedded};
 use crate::compile::{compile, sha256_hex};
 use crate::counters::Counters;
 use crate::engine::PluginEngine;
@@ -35,7 +35,7 @@ pub struct Bundled {
     /// The component.
     pub wasm: &'static [u8],
     /// Output of [`precompile`](crate::precompile) for `wasm`; may be empty.
-    pub compiled: &'static [u8],
+    pub compiled: MachineCode,
 }
 
 /// What the operator said (`object-add`, `qom-type: wasm-plugin`).

@@ -16,7 +16,9 @@ use outport_plugin::{
     sha256_hex,
 };
 use outport_test_guests::{self as guests, Guest, World};
-use support::{MemoryFiles, UNIT, add, open, plugin, reads_its_own_writes, registry, run};
+use support::{
+    MemoryFiles, UNIT, add, embedded, open, plugin, reads_its_own_writes, registry, run,
+};
 
 fn show(what: &str, each: Duration) {
     println!("{what:<58} {:>10.3} us", each.as_secs_f64() * 1e6);
@@ -167,7 +169,7 @@ fn loading() {
         name,
         kind,
         wasm: wasm.leak(),
-        compiled: compiled.leak(),
+        compiled: embedded(compiled.leak()),
     };
     let config = RegistryConfig {
         bundled: vec![bundled],

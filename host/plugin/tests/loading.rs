@@ -14,7 +14,7 @@ use outport_plugin::{
     precompile, sha256_hex,
 };
 use outport_test_guests::{self as guests, Guest, World};
-use support::{registry, run, spec};
+use support::{embedded, registry, run, spec};
 
 struct Dir(tempfile::TempDir);
 
@@ -182,7 +182,7 @@ fn bundle(name: &'static str) -> Bundled {
         name,
         kind: PluginKind::FormatReader,
         wasm: wasm.leak(),
-        compiled: compiled.leak(),
+        compiled: embedded(compiled.leak()),
     }
 }
 
@@ -212,7 +212,7 @@ fn bundled_plugins_load_on_first_use() {
 fn code_for_another_build_is_compiled_anew() {
     for compiled in [&b""[..], b"\x7fELF of another world"] {
         let registry = with_bundle(vec![Bundled {
-            compiled,
+            compiled: embedded(compiled),
             ..bundle("simg")
         }]);
         assert_eq!(registry.format("simg").unwrap().name(), "simg");

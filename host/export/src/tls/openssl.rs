@@ -12,6 +12,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::fmt;
 use std::io::{self, IoSlice, Write};
 use std::ptr;
+use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
 use libloading::Library;
@@ -313,15 +314,16 @@ pub(super) struct Connection {
     from: *mut Bio,
     /// What goes to it; belongs to `ssl`.
     to: *mut Bio,
-    /// The callbacks have its address.
-    told: Box<Told>,
+    /// The callbacks have its address. Not a `Box`, which says that nobody else has it: moving
+    /// one would make their pointer invalid. Never cloned.
+    told: Rc<Told>,
     clear: Vec<u8>,
     outgoing: Vec<u8>,
     sent: usize,
 }
 
 // SAFETY: an `SSL` may move between threads as long as one at a time uses it, which its owner, who
-// needs `&mut`, sees to; `&Connection` only reads.
+// needs `&mut`, sees to; `&Connection` only reads. The only `Rc` of `told` moves with it.
 unsafe impl Send for Connection {}
 
 impl fmt::Debug for Connection {
@@ -362,7 +364,7 @@ impl Connection {
             ssl,
             from,
             to,
-            told: Box::new(Told {
+            told: Rc::new(Told {
                 context,
                 user: RefCell::default(),
             }),
@@ -370,8 +372,9 @@ impl Connection {
             outgoing: Vec::new(),
             sent: 0,
         };
-        let told = ptr::from_ref::<Told>(&connection.told).cast_mut();
-        // SAFETY: `ssl` is alive; what the pointer is of stays where it is until `ssl` is freed.
+        let told = Rc::as_ptr(&connection.told).cast_mut();
+        // SAFETY: `ssl` is alive; what the pointer is of stays where it is until `ssl` is freed,
+        // and is only read through it.
         unsafe {
             (api.ssl_set_ex_data)(ssl, APP_DATA, told.cast());
             match endpoint {

@@ -17,7 +17,8 @@ use std::sync::{Arc, LazyLock, Mutex};
 use outport_block::format::{Format, FormatError, FormatFactory, FormatFiles, Grant};
 use outport_block::{ByteRange, Errno};
 use outport_plugin::{
-    Bundled, Limits, PluginKind, PluginRegistry, PluginSpec, RegistryConfig, WasmFormatFactory,
+    Bundled, Limits, MachineCode, PluginKind, PluginRegistry, PluginSpec, RegistryConfig,
+    WasmFormatFactory,
 };
 use outport_test_guests::{Guest, World};
 
@@ -155,6 +156,14 @@ pub async fn open(
     Ok(format)
 }
 
+/// Machine code that a test embeds.
+#[allow(unsafe_code, reason = "tests hand over what a build script would")]
+pub fn embedded(code: &'static [u8]) -> MachineCode {
+    // SAFETY: tests give what `precompile` made, or bytes that the engine turns down at once,
+    // since they are no code of it.
+    unsafe { MachineCode::new(code) }
+}
+
 /// The qcow2 plugin of this build: the machine code that the daemon runs.
 pub fn bundled() -> Arc<dyn FormatFactory> {
     static REGISTRY: LazyLock<PluginRegistry> = LazyLock::new(|| {
@@ -162,7 +171,7 @@ pub fn bundled() -> Arc<dyn FormatFactory> {
             name: plugin.name,
             kind: PluginKind::of_world(plugin.kind).unwrap(),
             wasm: plugin.wasm,
-            compiled: plugin.compiled,
+            compiled: embedded(plugin.compiled),
         };
         let config = RegistryConfig {
             bundled: outport_plugins::bundled().iter().map(convert).collect(),
