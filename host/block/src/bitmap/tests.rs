@@ -238,3 +238,19 @@ async fn a_rule_tells_runs_within_its_budget() {
     let refused = sight.by_rule(&missing, all, 1).await;
     assert_eq!(refused.unwrap_err(), Errno::NoEnt);
 }
+
+#[test]
+fn a_copy_catches_up_with_what_was_marked_meanwhile() {
+    let old = Bits::new(1024 * KIB, 65536).unwrap();
+    let copies = [old.with_room(1 << 40), old.resized(512 * KIB)];
+    for at in [0, 900 * KIB] {
+        old.mark(between(at, at + 1));
+    }
+    let [roomy, cut] = copies.each_ref().map(|copy| {
+        copy.catch_up(&old);
+        copy.size()
+    });
+    assert_eq!((roomy, cut), (1024 * KIB, 512 * KIB));
+    assert_eq!(listed(&copies[0]), listed(&old));
+    assert_eq!(listed(&copies[1]), listed(&old)[..8]);
+}
