@@ -59,6 +59,19 @@ def main():
 
 
 def parse():
+    args = parser().parse_args()
+    args.rounds = args.rounds or (1 if args.quick else 3)
+    return settle(args)
+
+
+def settle(args):
+    args.seconds = args.seconds or (0.5 if args.quick else 2)
+    args.size = (args.size or (128 if args.quick else 512)) << 20
+    return args
+
+
+def parser():
+    """The options that this script shares with compare.py."""
     target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
     release = os.path.join(target, "release")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -79,11 +92,7 @@ def parse():
     parser.add_argument("--vhost-load", type=os.path.abspath, help="vhost-load",
                         default=os.path.join(release, "vhost-load"))
     parser.add_argument("--json", help="write every figure to this file")
-    args = parser.parse_args()
-    args.rounds = args.rounds or (1 if args.quick else 3)
-    args.seconds = args.seconds or (0.5 if args.quick else 2)
-    args.size = (args.size or (128 if args.quick else 512)) << 20
-    return args
+    return parser
 
 
 def choose(args):
@@ -150,7 +159,7 @@ class Run:
     def sample(self, row, peer):
         if row.image.startswith("direct") and self.no_direct:
             raise Unavailable(self.no_direct)
-        if row.image == "flat" and peer.id != "ours":
+        if row.image == "flat" and not peer.outport:
             raise Unavailable("only for ours beside its qcow2")
         path = self.images.prepare(row.image)
         with Running(peer, row, path, self.args.size, self.folder) as server:

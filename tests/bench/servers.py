@@ -19,12 +19,13 @@ class Peer:
 
     def __init__(self, id, title, program, aio=None):
         self.id, self.title, self.program, self.aio = id, title, program, aio
+        self.outport = id in ("ours", "base")  # base: another build of ours, see compare.py
 
     def argv(self, image, path, size, transport, address, iothreads, monitor=None,
              certificates=None):
         """With a monitor (a path), a policy is asked about each client; with certificates (a
         folder) there is TLS."""
-        if monitor and self.id != "ours":
+        if monitor and not self.outport:
             raise Unavailable("it asks nobody when a client names an export")
         if self.id == "nbdkit":
             return self._nbdkit(image, path, size, transport, address, certificates)
@@ -62,7 +63,7 @@ class Peer:
                      f"sanity-check=off,dir={certificates}"]
             listen += ",tls-creds=tls"
         export = "nbd,id=e,node-name=n,name=x,writable=on"
-        if self.id == "ours" and iothreads:
+        if self.outport and iothreads:
             # QSD and nbdkit have no such thing for one NBD export.
             for number in range(iothreads):
                 argv += ["--object", f"iothread,id=io{number}"]
@@ -76,7 +77,7 @@ class Peer:
     def _export_threads(self, count):
         if count == 0:
             return ""
-        if self.id == "ours":
+        if self.outport:
             return "".join(f",iothread.{number}=io{number}" for number in range(count))
         # QSD serves all queues of a device on one.
         return ",iothread=io0"
