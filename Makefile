@@ -7,6 +7,8 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 # Seconds per fuzz target.
 FUZZ_SECONDS ?= 30
+# Damaged images.
+COUNT ?= 100000
 # Arguments for the benchmark, e.g. BENCH="--rows 'raw-4k*'".
 BENCH ?= --quick
 
@@ -19,7 +21,7 @@ MIRIFLAGS := -Zmiri-disable-isolation -Zmiri-ignore-leaks
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 BIN := $(CARGO_TARGET_DIR)/release
 
-.PHONY: help build demo test bench fuzz crash check tools install clean
+.PHONY: help build demo test bench fuzz crash mutated check tools install clean
 
 help:
 	@echo "make demo     a qcow2 image, served by its sandboxed plugin and read back: one minute"
@@ -29,6 +31,7 @@ help:
 	@echo "make bench    beside qemu-storage-daemon and nbdkit; see BENCH"
 	@echo "make fuzz     random bytes for every parser, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make crash    every crash point of every transaction of the format plugins"
+	@echo "make mutated  COUNT=$(COUNT) damaged qcow2 images, opened by one daemon (a million: hours)"
 	@echo "make check    formatting, lints, documentation, memory models"
 	@echo "make tools    installs the programs that all this needs (Debian, as root)"
 	@echo "make install  PREFIX=$(PREFIX), DESTDIR="
@@ -51,6 +54,9 @@ fuzz:
 
 crash:
 	@.ci/test crash
+
+mutated: build
+	/usr/bin/python3 tests/mutated/mutated.py --ours "$(BIN)/outportd" --count $(COUNT)
 
 check:
 	$(CARGO) fmt --all --check
