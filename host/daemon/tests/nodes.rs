@@ -163,7 +163,7 @@ fn errors_are_those_of_qsd() {
 }
 
 #[test]
-fn what_kills_qsd_is_an_error_here() {
+fn the_length_of_a_null_node_is_not_negative() {
     let daemon = Daemon::start(&[]);
     let mut qmp = daemon.qmp();
     let arguments = json!({"driver": "null-co", "node-name": "n", "size": -1});
