@@ -94,7 +94,16 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Plugin fault ({}): {}", self.kind.word(), self.message)
+        let (word, message) = (self.kind.word(), &self.message);
+        match self.kind {
+            // A plugin that tells what a damaged image says cannot be told from one that lies.
+            FaultKind::BadExtent => write!(
+                f,
+                "The image is damaged or its plugin is wrong ({word}): {message}; qemu-img check \
+                 lists the damage of a format that it knows"
+            ),
+            _ => write!(f, "Plugin fault ({word}): {message}"),
+        }
     }
 }
 

@@ -5,9 +5,21 @@
 //! directory that the operator listed; that is checked again on the open descriptor, so that a
 //! link changed meanwhile gains nothing.
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+
+/// What becomes of a name found in an image.
+#[derive(Debug)]
+pub(crate) enum Grant {
+    /// This file, with all links followed, lies in a granted directory.
+    Granted(PathBuf),
+    /// The name ends in a granted directory, but leads to no file there.
+    Unreachable(io::Error),
+    /// It is not granted. Nothing is told of it.
+    Refused,
+}
 
 /// The directories, with all links followed.
 #[derive(Clone, Debug, Default)]
@@ -40,16 +52,42 @@ impl PathPolicy {
 
     /// The file that an image means by `name`, if that is granted. `image`: the image's own path,
     /// to which relative names refer.
-    pub(crate) fn grant(&self, image: Option<&Path>, name: &str) -> Option<PathBuf> {
+    pub(crate) fn grant(&self, image: Option<&Path>, name: &str) -> Grant {
         if self.allowed.is_empty() || has_protocol(name) {
-            return None;
+            return Grant::Refused;
         }
         let path = match image.and_then(Path::parent) {
             Some(folder) => folder.join(name),
             None => PathBuf::from(name),
         };
-        let found = path.is_absolute().then(|| path.canonicalize().ok())??;
-        self.covers(&found).then_some(found)
+        if !path.is_absolute() {
+            return Grant::Refused;
+        }
+        match path.canonicalize() {
+            Ok(found) if self.covers(&found) => Grant::Granted(found),
+            Ok(_) => Grant::Refused,
+            Err(_) => self.why_unreachable(&path),
+        }
+    }
+
+    /// Whether `path`, which does not lead to a file, ends in a granted directory. The first part
+    /// that cannot be followed says why, unless it is a link: that leads anywhere.
+    fn why_unreachable(&self, path: &Path) -> Grant {
+        let mut ancestors = path.ancestors().skip(1);
+        let Some(folder) = ancestors.find_map(|it| Some((it, it.canonicalize().ok()?))) else {
+            return Grant::Refused;
+        };
+        let rest = path.strip_prefix(folder.0).unwrap_or(path);
+        let Some(Component::Normal(first)) = rest.components().next() else {
+            return Grant::Refused;
+        };
+        if !self.covers(&folder.1) || rest.components().any(|it| it == Component::ParentDir) {
+            return Grant::Refused;
+        }
+        match folder.1.join(first).symlink_metadata() {
+            Ok(_) => Grant::Refused,
+            Err(reason) => Grant::Unreachable(reason),
+        }
     }
 
     fn covers(&self, path: &Path) -> bool {
@@ -87,19 +125,31 @@ mod tests {
         let image = inside.join("image");
 
         let mut policy = PathPolicy::default();
-        assert_eq!(policy.grant(Some(&image), "base"), None);
+        let granted = |policy: &PathPolicy, name| match policy.grant(Some(&image), name) {
+            Grant::Granted(path) => Ok(path),
+            Grant::Unreachable(reason) => Err(Some(reason.kind())),
+            Grant::Refused => Err(None),
+        };
+        assert_eq!(granted(&policy, "base"), Err(None));
         policy.allow(inside.to_str().unwrap()).unwrap();
         let base = inside.canonicalize().unwrap().join("base");
-        assert_eq!(policy.grant(Some(&image), "base"), Some(base));
+        assert_eq!(granted(&policy, "base"), Ok(base));
+        let missing = Err(Some(io::ErrorKind::NotFound));
+        assert_eq!(granted(&policy, "nosuch"), missing);
+        assert_eq!(granted(&policy, "nosuch/base"), missing);
+        std::os::unix::fs::symlink("../nosuch", inside.join("dangling")).unwrap();
         for name in [
             "../secret",
             "link",
             "/etc/passwd",
-            "nosuch",
+            "/nonexistent/base",
+            "../nosuch",
+            "nosuch/../../secret",
+            "dangling",
             "json:{}",
             "file:base",
         ] {
-            assert_eq!(policy.grant(Some(&image), name), None, "{name}");
+            assert_eq!(granted(&policy, name), Err(None), "{name}");
         }
         assert!(policy.allow("/nonexistent").is_err());
     }

@@ -24,6 +24,7 @@ use crate::{PROGRAM, logging};
 
 mod check;
 mod config_file;
+mod drivers;
 mod settings;
 
 use settings::{Applied, Settings};

@@ -36,7 +36,7 @@ fn a_backing_file_that_only_the_image_names_is_refused() {
     assert_eq!(
         qmp.err("blockdev-add", options.clone()),
         "Node 'disk0': the image names a backing file '/etc/passwd' that is not granted. Grant it \
-         with 'backing' in blockdev-add, or open with backing=null."
+         with --allow-paths DIR or with 'backing' in blockdev-add, or open with backing=null."
     );
     assert_eq!(qmp.ok("query-named-block-nodes", json!({})), json!([]));
     options["backing"] = json!(null);
@@ -124,6 +124,28 @@ fn reads_sevens(daemon: &Daemon, qmp: &mut Qmp) {
     );
     let mut client = Nbd::enter(&daemon.path("nbd"), "disk0").unwrap();
     assert_eq!(client.read(4096, 4096), Some(vec![7; 4096]));
+}
+
+#[test]
+fn a_missing_file_in_a_granted_directory_is_told_as_qsd_tells_it() {
+    if !has("qemu-img") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let name = folder.path().join("nosuch").to_str().unwrap().to_owned();
+    let images = with_backing(&name);
+    let path = images.path().join("disk").to_str().unwrap().to_owned();
+    let granted = folder.path().to_str().unwrap();
+    let daemon = Daemon::start(&["--allow-paths", granted]);
+    let ours = daemon.qmp().err("blockdev-add", disk(&path));
+    let reason = "No such file or directory";
+    assert_eq!(
+        ours,
+        format!("Could not open backing file: Could not open '{name}': {reason}")
+    );
+    if let Some(daemon) = Daemon::qsd(&[]) {
+        assert_eq!(ours, daemon.qmp().err("blockdev-add", disk(&path)));
+    }
 }
 
 #[test]

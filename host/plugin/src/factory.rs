@@ -97,8 +97,7 @@ impl<W> WasmFactory<W> {
             plugin = event.plugin,
             user = %event.user,
             fault = fault.kind.word(),
-            "plugin fault: {}",
-            event.message
+            "{fault}"
         );
         if let Some(hook) = &self.on_fault {
             hook(&event);

@@ -27,7 +27,8 @@ Serves block nodes; the command line is that of qemu-storage-daemon.
                          add a block node; drivers: file, host_device, nbd,
                          null-co, null-aio, raw, the filters blkdebug,
                          compress, copy-on-read and throttle, and every
-                         format plugin (qcow2)
+                         format plugin (qcow2); --blockdev help lists them,
+                         --blockdev <driver>,help tells the options of one
 
   --allow-paths <dir>    let images name backing and data files in <dir>;
                          may be given several times (default: nowhere)

@@ -5,6 +5,7 @@
 //! not opened here, as that may take long: the opening breaks off, [`super::format`] opens the
 //! file, and starts again.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use outport_block::error::{Error, ErrorKind, Result};
 use outport_block::format::{Child, ChildKind};
 use outport_block::image::ChildSource;
 
-use crate::policy::PathPolicy;
+use crate::policy::{Grant, PathPolicy};
 
 /// What the operator said of one child.
 #[derive(Clone, Debug)]
@@ -55,8 +56,10 @@ impl ChildSource for Children {
         let Some(name) = &child.reference else {
             return Ok(None);
         };
-        let Some(path) = self.policy.grant(self.image.as_deref(), name) else {
-            return Err(self.refusal(child, name));
+        let path = match self.policy.grant(self.image.as_deref(), name) {
+            Grant::Granted(path) => path,
+            Grant::Unreachable(reason) => return Err(unreachable(child, name, &reason)),
+            Grant::Refused => return Err(self.refusal(child, name)),
         };
         self.wanted = Some(Wanted {
             id: child.id.clone(),
@@ -75,19 +78,31 @@ impl Children {
         let sentence = match (child.kind, child.id.as_str()) {
             (ChildKind::Backing, id) => format!(
                 "Node '{node}': the image names a backing file '{name}' that is not granted. Grant \
-                 it with '{id}' in blockdev-add, or open with {id}=null."
+                 it with --allow-paths DIR or with '{id}' in blockdev-add, or open with {id}=null."
             ),
             (ChildKind::Storage, "data-file") => format!(
                 "Node '{node}': the image names a data file '{name}' that is not granted. Grant it \
-                 with 'data-file' in blockdev-add."
+                 with --allow-paths DIR or with 'data-file' in blockdev-add."
             ),
             (ChildKind::Storage, id) => format!(
                 "Node '{node}': the image names a file '{name}' that is not granted. Grant it with \
-                 '{id}' in blockdev-add."
+                 --allow-paths DIR or with '{id}' in blockdev-add."
             ),
         };
         Error::new(ErrorKind::Invalid, sentence)
     }
+}
+
+/// Its place is granted, but it cannot be opened: QEMU's words.
+fn unreachable(child: &Child, name: &str, reason: &io::Error) -> Error {
+    let reason = outport_block::strerror(reason.raw_os_error().unwrap_or_default());
+    let sentence = match child.kind {
+        ChildKind::Backing => {
+            format!("Could not open backing file: Could not open '{name}': {reason}")
+        }
+        ChildKind::Storage => format!("Could not open '{name}': {reason}"),
+    };
+    Error::new(ErrorKind::NotFound, sentence)
 }
 
 /// Where the image itself lies: relative names start there.

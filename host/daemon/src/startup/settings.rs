@@ -10,7 +10,7 @@ use outport_qmp::types::block_core::BlockdevOptions;
 use outport_qmp::types::block_export::{BlockExportOptions, NbdServerOptions};
 use outport_qmp::types::qom::{MonitorQmpProperties, ObjectBranch, ObjectOptions};
 
-use super::config_file;
+use super::{config_file, drivers};
 use crate::args::{Action, Args, Setting, complaint};
 use crate::blockdev;
 use crate::chardev::{self, Backend};
@@ -52,13 +52,19 @@ impl Settings {
         let value = setting.value.as_str();
         let asks = value == "help" || value == "?";
         match setting.action {
-            Action::Blockdev | Action::Export | Action::NbdServer if asks => {
+            Action::Export | Action::NbdServer if asks => {
                 return Err("Help is not available for this option".into());
             }
             Action::Object if asks => return Ok(Applied::Print(object_types())),
             Action::Chardev if asks => return Ok(Applied::Print(CHARDEVS.into())),
             Action::Trace if asks => return Ok(Applied::Print(String::new())),
-            Action::Blockdev => self.blockdev(value).await.map_err(sentence)?,
+            Action::Blockdev => {
+                if let Some(driver) = drivers::asked(value) {
+                    return self.drivers(driver).map(Applied::Print);
+                }
+                let added = self.blockdev(value).await.map_err(sentence);
+                added.map_err(|message| self.with_drivers(message))?;
+            }
             Action::Export => self.export(value).await.map_err(sentence)?,
             Action::NbdServer => self.nbd_server(value).await.map_err(sentence)?,
             Action::Object => return self.object(value).await.map_err(sentence),
@@ -82,6 +88,25 @@ impl Settings {
             done.map_err(|error| config_file::complaint(at, name, &error))?;
         }
         Ok(())
+    }
+
+    /// The options of a driver, or which drivers there are.
+    fn drivers(&self, driver: &str) -> Result<String, String> {
+        let list = drivers::list(&self.daemon);
+        if driver.is_empty() {
+            return Ok(format!("{list}\nDRIVER,help tells the options of one.\n"));
+        }
+        let options = drivers::options(driver);
+        options.ok_or_else(|| format!("{} '{driver}'\n{list}", drivers::UNKNOWN))
+    }
+
+    /// What was accepted stands below a sentence about a driver that nobody has. QMP clients have
+    /// `query-qmp-schema` for that.
+    fn with_drivers(&self, message: String) -> String {
+        match message.starts_with(drivers::UNKNOWN) {
+            true => format!("{message}\n{}", drivers::list(&self.daemon)),
+            false => message,
+        }
     }
 
     async fn blockdev(&self, text: &str) -> Result<(), Error> {
