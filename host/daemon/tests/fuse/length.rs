@@ -57,6 +57,20 @@ fn truncating_a_fixed_export_to_nothing_clears_it_and_keeps_its_length() {
 }
 
 #[test]
+fn a_read_only_export_that_was_remounted_is_not_cleared() {
+    if !mountable() {
+        return;
+    }
+    let mut bench = Bench::new(&[5; 8192]);
+    bench.export(&json!({"writable": false}));
+    let path = bench.daemon.text("m");
+    assert!(super::run("mount", &["-o", "remount,rw", &path]));
+    const EROFS: i32 = 30;
+    assert_eq!(errno(fs::File::create(&path)), EROFS);
+    assert_eq!(fs::read(bench.path()).unwrap(), [5; 8192]);
+}
+
+#[test]
 fn ftruncate_resizes_even_a_fixed_export() {
     if !mountable() {
         return;

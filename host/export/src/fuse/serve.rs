@@ -142,6 +142,10 @@ fn open(shared: &Rc<Shared>, request: &Request, flags: u32) {
         let truncates = flags & libc::O_TRUNC as u32 != 0;
         let reads = flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32;
         let writes = truncates || !reads;
+        // The mount is read-only, too, but an administrator can remount it.
+        if writes && !shared.file.export().is_writable() {
+            return Err(Errno::RoFs);
+        }
         may_open(&shared, &request, writes).await?;
         let fh = shared.file.open(&request, writes)?;
         let served = OpenFlags::DIRECT_IO | OpenFlags::PARALLEL_DIRECT_WRITES;
