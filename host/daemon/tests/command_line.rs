@@ -142,10 +142,11 @@ fn questions_are_answered_whatever_follows() {
 
 #[test]
 fn drivers_are_listed_and_explained() {
-    let (unknown, _) = complaint(OUTPORTD, &["--blockdev", "driver=vmdk,node-name=n"]);
-    let want = "--blockdev driver=vmdk,node-name=n: Parameter 'driver' does not accept value 'vmdk'\n\
-        Drivers: blkdebug, ";
-    assert!(unknown.starts_with(want), "{unknown}");
+    let node = "driver=vmdk,node-name=n";
+    let (unknown, _) = complaint(OUTPORTD, &["--blockdev", node]);
+    let sentence = "Parameter 'driver' does not accept value 'vmdk'";
+    let want = format!("--blockdev {node}: {sentence}\nDrivers: blkdebug, ");
+    assert!(unknown.starts_with(&want), "{unknown}");
     for name in ["qcow2", "raw", "throttle", "nbd"] {
         assert!(unknown.contains(name), "{name}: {unknown}");
     }
