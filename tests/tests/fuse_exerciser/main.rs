@@ -40,6 +40,8 @@ struct Exerciser {
     growable: bool,
     /// Lengths are multiples of this.
     unit: u64,
+    /// Space can be promised.
+    reserves: bool,
     said: String,
 }
 
@@ -53,6 +55,7 @@ impl Exerciser {
             rng: Rng::new(seed),
             growable,
             unit,
+            reserves: false,
             said: String::new(),
         }
     }
@@ -186,7 +189,11 @@ impl Exerciser {
         let len = self.rng.below(LEN_MAX) / self.unit * self.unit;
         self.say(format!("truncate to {len}"));
         self.file.set_len(len).unwrap();
-        self.model.resize(len as usize, 0);
+        match (len, self.growable) {
+            // A disk keeps its length.
+            (0, false) => self.model.fill(0),
+            _ => self.model.resize(len as usize, 0),
+        }
     }
 
     fn punch(&mut self) {
@@ -289,8 +296,14 @@ impl Exerciser {
                 let len = (1 + self.rng.below(5000)).next_multiple_of(self.unit);
                 if at + len <= LEN_MAX {
                     self.say(format!("allocate {len} at {at}"));
-                    fallocate(&self.file, FallocateFlags::empty(), at, len).unwrap();
-                    self.reach(at + len);
+                    match fallocate(&self.file, FallocateFlags::empty(), at, len) {
+                        Ok(()) => self.reach(at + len),
+                        // Nobody can promise space inside an image.
+                        Err(error) => {
+                            assert_eq!(error, rustix::io::Errno::OPNOTSUPP);
+                            assert!(!self.reserves, "a raw file reserves space");
+                        }
+                    }
                 }
             }
             _ => {
@@ -339,6 +352,7 @@ fn exercise(format: &str, growable: bool, queues: usize) {
     let operations = number("OUTPORT_TEST_OPERATIONS", 5000);
     let model = vec![0; len as usize];
     let mut it = Exerciser::new(&path, model, growable, unit, seed);
+    it.reserves = format == "raw";
     for operation in 0..operations {
         let before = it.said.clone();
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| it.step()));

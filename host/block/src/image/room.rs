@@ -85,7 +85,12 @@ impl ImageFiles {
         let pages = gap.align_out(PAGE);
         let pages = ByteRange::between(pages.offset(), pages.end().min(end));
         match node.reserve(pages).await {
-            Ok(()) => return Ok(pages),
+            Ok(()) => {
+                // Space behind the end of a file goes with the first cut of anything behind it,
+                // such as the padding of a direct write.
+                node.grow_to(pages.end()).await?;
+                return Ok(pages);
+            }
             // Some file systems want more than they take: writing tells.
             Err(Errno::NotSup | Errno::NoSpc) => {}
             Err(e) => return Err(e),

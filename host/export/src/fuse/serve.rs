@@ -361,7 +361,7 @@ fn allocate(shared: &Rc<Shared>, unique: u64, mode: u32, offset: u64, len: u64) 
         let end = file.len();
         match mode {
             0 | KEEP => {
-                // First, as it refuses what could not be kept. An image has no such promise to give.
+                // First, as it refuses what could not be kept. Images give no such promise.
                 file.node()
                     .reserve(ByteRange::between(offset, target))
                     .await?;
