@@ -125,7 +125,7 @@ impl Storage {
                     "type=fuse,growable=on,allow-other=off,mountpoint={}",
                     text(&mounted)
                 );
-                // QSD 10 mixes up writes that come at the same time over FUSE.
+                // Over QSD 10.0.2 data of one write was found in the place of another.
                 self.serve(Server::Outport, &[], &export);
                 eventually("the FUSE export below is mounted", || {
                     is_mounted(&mounted).then_some(())
