@@ -54,24 +54,7 @@ fn an_image_that_is_being_closed_is_written_back() {
         one.ok("object-add", group);
         let file = json!({"driver": "file", "filename": image});
         let slow = json!({"driver": "throttle", "throttle-group": "tg", "file": file});
-        let node = json!({"driver": "qcow2", "node-name": "q", "file": slow});
-        one.ok("blockdev-add", node);
-        let address = json!({"type": "unix", "data": {"path": daemon.text("nbd")}});
-        one.ok("nbd-server-start", json!({"addr": address}));
-        let export = json!({"type": "nbd", "id": "e", "name": "e", "node-name": "q",
-            "writable": true});
-        one.ok("block-export-add", export);
-        // Written and acknowledged; the client is killed before it flushes.
-        let socket = format!("nbd+unix:///e?socket={}", daemon.text("nbd"));
-        let client = Command::new("qemu-io")
-            .args(["-f", "raw", "-c", "write -P 7 0 4M", "-c", "sigraise 9"])
-            .arg(socket)
-            .output()
-            .unwrap();
-        assert!(!client.status.success());
-        let stats = one.ok("query-export-stats", json!({}))[0].clone();
-        assert_eq!(stats["wr-bytes"], 4 << 20);
-        assert_eq!(stats["flush-operations"], 0);
+        serve(&daemon, &mut one, slow, 4);
         one.ok("block-export-del", json!({"id": "e", "mode": "hard"}));
         one.event("BLOCK_EXPORT_DELETED");
         let limits = json!({"path": "tg", "property": "limits", "value": {"iops-write": 4}});
@@ -257,12 +240,14 @@ fn with_unflushed_writes() -> (Daemon, String) {
         &daemon,
         &mut one,
         json!({"driver": "file", "filename": image}),
+        32,
     );
     (daemon, image)
 }
 
-/// Serves an image over this node, and writes to it until the client is killed.
-fn serve(daemon: &Daemon, one: &mut Qmp, file: Value) {
+/// Serves the image in this node, and writes `7` to its first MiB: acknowledged, and not flushed
+/// when the client is killed.
+fn serve(daemon: &Daemon, one: &mut Qmp, file: Value, mib: u64) {
     one.ok(
         "blockdev-add",
         json!({"driver": "qcow2", "node-name": "q", "file": file}),
@@ -274,13 +259,20 @@ fn serve(daemon: &Daemon, one: &mut Qmp, file: Value) {
     one.ok("block-export-add", export);
     let socket = format!("nbd+unix:///e?socket={}", daemon.text("nbd"));
     let client = Command::new("qemu-io")
-        .args(["-f", "raw", "-c", "write -P 7 0 32M", "-c", "sigraise 9"])
+        .args([
+            "-f",
+            "raw",
+            "-c",
+            &format!("write -P 7 0 {mib}M"),
+            "-c",
+            "sigraise 9",
+        ])
         .arg(socket)
         .output()
         .unwrap();
     assert!(!client.status.success());
     let stats = one.ok("query-export-stats", json!({}))[0].clone();
-    assert_eq!(stats["wr-bytes"], 32 << 20);
+    assert_eq!(stats["wr-bytes"], mib << 20);
     assert_eq!(stats["flush-operations"], 0);
 }
 
@@ -350,7 +342,7 @@ fn an_end_that_cannot_write_back_says_so() {
         let rule = json!({"event": "l2_update", "errno": 5});
         let file = json!({"driver": "blkdebug", "inject-error": [rule],
             "image": {"driver": "file", "filename": image}});
-        serve(&daemon, &mut one, file);
+        serve(&daemon, &mut one, file, 32);
         end(&daemon, &mut two, how);
         assert_eq!(daemon.wait().code(), Some(3), "{how}");
         let log = daemon.log();
