@@ -24,6 +24,7 @@ use super::files::{EventSink, ImageFiles};
 use super::flush::Flusher;
 use super::locks::RangeLocks;
 use super::map::ExtentMap;
+use super::persist::Stored;
 use super::turn::Turn;
 use super::verify::Claims;
 use super::{Image, ImageState, Plugin, fault, verify};
@@ -163,19 +164,26 @@ impl Image {
         }
         // Also what clients abandoned has ended when the node is drained.
         let _drained = self.gate.drain().await;
-        self.put_away(node_name).await?;
+        let lost = self.put_away(node_name).await?;
         self.plugin.lock().await.closed = true;
-        Ok(())
+        match lost {
+            None => Ok(()),
+            Some(error) => Err(Error::new(
+                ErrorKind::Io,
+                format!("Node '{node_name}' has lost its persistent bitmaps: {error}"),
+            )),
+        }
     }
 
     /// Writes everything back and marks the image clean; nobody is inside. The next call is one of
     /// a fresh instance.
     ///
     /// On an error the image is in use as before, and its bitmaps say so again, or nobody writes.
-    pub(super) async fn put_away(&self, node_name: &str) -> Result<()> {
-        let mut stored = false;
-        let put = self.put_all_away(node_name, &mut stored).await;
-        if put.is_err() && stored {
+    /// `Some`: everything but the persistent bitmaps is written back.
+    pub(super) async fn put_away(&self, node_name: &str) -> Result<Option<FormatError>> {
+        let mut changed = false;
+        let put = self.put_all_away(node_name, &mut changed).await;
+        if put.is_err() && changed {
             let mut plugin = self.plugin.lock().await;
             self.drop_instance(&mut plugin);
             let marked = self.ensure_instance(&mut plugin).await.is_ok();
@@ -187,16 +195,24 @@ impl Image {
         put
     }
 
-    async fn put_all_away(&self, node_name: &str, stored: &mut bool) -> Result<()> {
+    async fn put_all_away(
+        &self,
+        node_name: &str,
+        changed: &mut bool,
+    ) -> Result<Option<FormatError>> {
         let io = |e: crate::Errno| {
             Error::new(
                 ErrorKind::Io,
-                format!("Node '{node_name}' could not be closed: {e}"),
+                format!(
+                    "Node '{node_name}' could not be closed: {e}; what it acknowledged since its \
+                     last flush is lost"
+                ),
             )
         };
         self.settle().await.map_err(io)?;
-        *stored = self.put_bitmaps_away().await;
-        if *stored {
+        let stored = self.put_bitmaps_away().await;
+        *changed = !matches!(stored, Stored::Nothing);
+        if *changed {
             self.settle().await.map_err(io)?;
         }
         let mut plugin = self.plugin.lock().await;
@@ -212,7 +228,11 @@ impl Image {
         }
         plugin.instance = None;
         drop(plugin);
-        self.write_back().await.map_err(io)
+        self.write_back().await.map_err(io)?;
+        Ok(match stored {
+            Stored::Lost(error) => Some(error),
+            Stored::All | Stored::Nothing => None,
+        })
     }
 }
 

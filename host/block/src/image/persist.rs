@@ -45,6 +45,16 @@ pub enum CannotKeep {
     Refused(String),
 }
 
+/// What became of the persistent bitmaps of an image that is put away.
+pub(super) enum Stored {
+    /// The image has none, or cannot be changed.
+    Nothing,
+    /// They are in the image.
+    All,
+    /// Not all of them; the image may have changed.
+    Lost(FormatError),
+}
+
 fn refused(code: Errno) -> FormatError {
     let message = code.to_string();
     FormatError::Refused { code, message }
@@ -184,19 +194,31 @@ impl Image {
 
     // === storing ===
 
-    /// Stores them; `true`: that changed the image. What cannot be stored is lost, as after a
-    /// crash: the image itself is closed all the same.
-    pub(super) async fn put_bitmaps_away(&self) -> bool {
+    /// Stores the persistent bitmaps in the image, which is settled. Bitmaps that cannot be stored
+    /// are lost, as after a crash: the image itself is closed all the same.
+    pub(super) async fn put_bitmaps_away(&self) -> Stored {
         let kept = self.persistent();
         let any = !kept.is_empty() || self.has_stored.load(Ordering::Relaxed);
         if !any || self.state() != ImageState::Healthy {
-            return false;
+            return Stored::Nothing;
         }
-        if let Err(error) = self.store_bitmaps(&kept).await {
-            let node = self.files.node_name();
-            tracing::warn!(node, %error, "lost persistent bitmaps");
+        let mut stored = self.store_bitmaps(&kept).await;
+        if stored.is_err() {
+            // Once more with an instance that looks for free space from the start: what was given
+            // back meanwhile is found, and what an instance that failed was given is lost.
+            self.drop_instance(&mut *self.plugin.lock().await);
+            if self.settle().await.is_ok() {
+                stored = self.store_bitmaps(&kept).await;
+            }
         }
-        true
+        match stored {
+            Ok(()) => Stored::All,
+            Err(error) => {
+                let node = self.files.node_name();
+                tracing::warn!(node, %error, "lost persistent bitmaps");
+                Stored::Lost(error)
+            }
+        }
     }
 
     async fn store_bitmaps(&self, kept: &[Arc<DirtyBitmap>]) -> Result<(), FormatError> {

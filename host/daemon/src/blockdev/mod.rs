@@ -129,7 +129,7 @@ async fn close_node(daemon: &Daemon, node: Arc<Node>) {
         tracing::error!(
             node = name,
             %error,
-            "node could not be written back: what it acknowledged since its last flush is lost"
+            "the node is closed, but not everything of it could be written back"
         );
         daemon.lost.borrow_mut().push(name);
     }

@@ -42,8 +42,13 @@ impl Qcow2 {
         self.change_refcounts(txn.files(), first, blocks + further, |_, _| 1)
     }
 
-    /// Take exactly `count` clusters in a row.
+    /// Take exactly `count` clusters in a row: of those that were given back, or behind the
+    /// frontier.
     pub(crate) fn allocate_row(&mut self, txn: &mut dyn Txn, count: u64) -> Result<u64> {
+        if let Some((first, _)) = self.alloc.take_recycled(count) {
+            self.take(txn, first, count)?;
+            return Ok(first);
+        }
         let per_block = self.clusters_per_block();
         let mut from = self.alloc.frontier;
         loop {
