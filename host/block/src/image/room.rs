@@ -87,9 +87,11 @@ impl ImageFiles {
         match node.reserve(pages).await {
             Ok(()) => {
                 // Space behind the end of a file goes with the first cut of anything behind it,
-                // such as the padding of a direct write.
-                node.grow_to(pages.end()).await?;
-                return Ok(pages);
+                // such as the padding of a direct write. The file grows to no more than was asked
+                // for: a format may look for its footer at the end.
+                node.grow_to(gap.end()).await?;
+                let end = pages.end().min(node.len_bytes().max(gap.end()));
+                return Ok(ByteRange::between(pages.offset(), end));
             }
             // Some file systems want more than they take: writing tells.
             Err(Errno::NotSup | Errno::NoSpc) => {}

@@ -237,7 +237,15 @@ impl File {
         let all = ByteRange::between(0, self.len());
         self.node().write_zeroes(all, true).await?;
         self.touch();
-        Ok(())
+        self.write_through().await
+    }
+
+    /// A change is durable before it is answered, where the export was asked for that.
+    pub(super) async fn write_through(&self) -> Result<(), Errno> {
+        match self.export().options().writethrough {
+            true => self.node().flush().await,
+            false => Ok(()),
+        }
     }
 
     /// Changes the length, whatever it is.
@@ -255,7 +263,7 @@ impl File {
             (self.resizer)(len).await?;
         }
         self.touch();
-        Ok(())
+        self.write_through().await
     }
 
     /// Makes it at least so long.

@@ -361,7 +361,11 @@ fn allocate(shared: &Rc<Shared>, unique: u64, mode: u32, offset: u64, len: u64) 
         let end = file.len();
         match mode {
             0 | KEEP => {
-                // First, as it refuses what could not be kept. Images give no such promise.
+                if mode == 0 && target > end && !file.is_growable() {
+                    file.extend(target).await?;
+                }
+                // Before the file grows, as this refuses what could not be kept. Images give no
+                // such promise.
                 file.node()
                     .reserve(ByteRange::between(offset, target))
                     .await?;
@@ -382,10 +386,8 @@ fn allocate(shared: &Rc<Shared>, unique: u64, mode: u32, offset: u64, len: u64) 
             }
             _ => return Err(Errno::NotSup),
         }
-        if file.export().options().writethrough {
-            file.node().flush().await?;
-        }
         file.touch();
+        file.write_through().await?;
         Ok(Message::done(unique))
     });
 }
