@@ -9,11 +9,20 @@ use outport_plugin::{
     Bundled, CompileCache, MachineCode, PluginKind, PluginRegistry, RegistryConfig,
 };
 use outport_qmp::Error;
+use outport_qmp::types::block_core::BlockdevDriver;
 
 use crate::events::EventSender;
 
-/// Drivers that are the host's own; no plugin may take their names.
-pub(crate) const NATIVE_DRIVERS: [&str; 5] = ["file", "host_device", "null-aio", "null-co", "raw"];
+/// Drivers that are the host's own; no plugin may take their names. The options of qcow2 have
+/// types, but its driver is a plugin.
+fn native_drivers() -> Vec<String> {
+    let names = BlockdevDriver::NAMES.iter().copied();
+    let qcow2 = BlockdevDriver::Qcow2;
+    names
+        .filter(|name| *name != qcow2.as_str())
+        .map(str::to_owned)
+        .collect()
+}
 
 /// The registry, or nothing yet.
 pub(crate) struct Plugins {
@@ -40,7 +49,7 @@ impl Plugins {
         let events = self.events.clone();
         let config = RegistryConfig {
             bundled: bundled(),
-            reserved: NATIVE_DRIVERS.map(str::to_owned).to_vec(),
+            reserved: native_drivers(),
             cache: cache(),
             on_fault: Some(Arc::new(move |event| events.fault(event))),
         };
@@ -93,6 +102,27 @@ fn cache() -> Option<CompileCache> {
         Err(error) => {
             tracing::info!(folder = %folder.display(), %error, "no cache for compiled plugins");
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_driver_is_native_or_bundled() {
+        let native = native_drivers();
+        let formats = bundled().into_iter().map(|it| it.name.to_owned());
+        let all: Vec<String> = native.iter().cloned().chain(formats).collect();
+        for name in BlockdevDriver::NAMES {
+            assert!(all.iter().any(|it| it == name), "nobody has '{name}'");
+        }
+        for name in ["nbd", "blkdebug", "throttle", "compress", "copy-on-read"] {
+            assert!(
+                native.iter().any(|it| it == name),
+                "a plugin may claim '{name}'"
+            );
         }
     }
 }

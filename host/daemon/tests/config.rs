@@ -183,6 +183,17 @@ fn mistakes_are_found_without_any_effect() {
             "Parameter 'zz' is unexpected",
         ),
         (
+            &["--blockdev", "blkdebug,node-name=d,image=zz"],
+            "Cannot find device='zz' nor node-name='zz'",
+        ),
+        (
+            &[
+                "--blockdev",
+                "vendor,node-name=v,file.driver=raw,file.file=zz",
+            ],
+            "Cannot find device='zz' nor node-name='zz'",
+        ),
+        (
             &["--blockdev", "raw,node-name=r,file=zz"],
             "Cannot find device='zz' nor node-name='zz'",
         ),

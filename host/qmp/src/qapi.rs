@@ -117,6 +117,9 @@ macro_rules! qapi {
         }
 
         impl $Name {
+            /// The names of all values but the open one.
+            pub const NAMES: &'static [&'static str] = &[$($wire),*];
+
             /// The value's name on the wire.
             pub fn as_str(&self) -> &str {
                 match self {
@@ -218,6 +221,16 @@ macro_rules! qapi {
         pub enum $Branch {
             $($(#[$variant_meta])* #[serde(rename = $case)] $Variant($case_ty),)*
             $($(#[$other_meta])* #[serde(untagged)] $Other($Else),)?
+        }
+
+        impl $Branch {
+            #[doc = concat!("The value of `", $tag, "` that chose it.")]
+            pub fn tag(&self) -> &str {
+                match self {
+                    $(Self::$Variant(_) => $case,)*
+                    $(Self::$Other(other) => other.tag(),)?
+                }
+            }
         }
 
         impl<'de> serde::Deserialize<'de> for $Name {

@@ -6,7 +6,8 @@
 use outport_qmp::Error;
 use outport_qmp::de::Mode;
 use outport_qmp::types::block_core::{
-    BlockdevDriverOptions, BlockdevOptions, BlockdevRef, BlockdevRefOrNull, PluginDriverOptions,
+    BlockdevDriverOptions, BlockdevOptions, BlockdevRef, BlockdevRefOrNull, ChildMut,
+    PluginDriverOptions,
 };
 use serde_json::{Map, Value, json};
 
@@ -17,20 +18,15 @@ use crate::daemon::Daemon;
 /// # Errors
 /// A child that is no node, or no plugin of that name.
 pub(super) fn options(daemon: &Daemon, options: &mut BlockdevOptions) -> Result<(), Error> {
-    match &mut options.branch {
-        BlockdevDriverOptions::Plugin(plugin) => plugin_options(daemon, plugin),
-        BlockdevDriverOptions::Raw(raw) => child(daemon, &mut raw.file),
-        BlockdevDriverOptions::Compress(filter) => child(daemon, &mut filter.file),
-        BlockdevDriverOptions::CopyOnRead(filter) => child(daemon, &mut filter.file),
-        BlockdevDriverOptions::Throttle(filter) => child(daemon, &mut filter.file),
-        BlockdevDriverOptions::Qcow2(qcow2) => {
-            if let Some(BlockdevRefOrNull::Definition(backing)) = &mut qcow2.backing {
-                self::options(daemon, backing)?;
-            }
-            child(daemon, &mut qcow2.file)
-        }
-        _ => Ok(()),
+    if let BlockdevDriverOptions::Plugin(plugin) = &mut options.branch {
+        return plugin_options(daemon, plugin);
     }
+    for child in options.children_mut() {
+        if let ChildMut::Definition(definition) = child {
+            self::options(daemon, definition)?;
+        }
+    }
+    Ok(())
 }
 
 fn child(daemon: &Daemon, child: &mut BlockdevRef) -> Result<(), Error> {

@@ -5,9 +5,12 @@
 
 use std::collections::BTreeSet;
 
+use outport_qmp::de::{self, Mode};
 use outport_qmp::error::is_identifier;
 use outport_qmp::qemu_opts::QemuOpts;
-use outport_qmp::types::block_core::BlockdevOptions;
+use outport_qmp::types::block_core::{
+    BlockdevDriverOptions, BlockdevOptions, ChildMut, PluginDriverOptions,
+};
 use outport_qmp::types::block_export::{BlockExportOptions, BlockExportType, NbdServerOptions};
 use outport_qmp::types::qom::{ObjectBranch, ObjectOptions};
 use outport_qmp::{Command, Error, keyval};
@@ -16,9 +19,6 @@ use serde_json::Value;
 use super::config_file;
 use crate::args::{Action, Setting, complaint};
 use crate::chardev;
-
-/// Members that name a child of a node.
-const CHILDREN: [&str; 3] = ["backing", "data-file", "file"];
 
 /// Checks all options in order.
 ///
@@ -104,7 +104,7 @@ impl Names {
                     let message = "'node-name' must be specified for the root node";
                     return Err(Error::generic(message));
                 }
-                self.node(&command.arguments())
+                self.node(&mut options.clone())
             }
             Command::BlockdevDel(node) => match self.nodes.remove(&node.node_name) {
                 true => Ok(()),
@@ -128,29 +128,53 @@ impl Names {
         }
     }
 
-    fn node(&mut self, options: &Value) -> Result<(), Error> {
-        let Value::Object(members) = options else {
-            return Ok(());
-        };
-        for (_, child) in members
-            .iter()
-            .filter(|(name, _)| CHILDREN.contains(&name.as_str()))
-        {
+    fn node(&mut self, options: &mut BlockdevOptions) -> Result<(), Error> {
+        for child in options.children_mut() {
             match child {
-                Value::String(name) if !name.is_empty() && !self.nodes.contains(name) => {
-                    return Err(Error::no_such_device_or_node(name, name));
-                }
-                child => self.node(child)?,
+                ChildMut::Reference(name) => self.node_exists(name)?,
+                ChildMut::Definition(definition) => self.node(definition)?,
             }
         }
-        if let Some(Value::String(name)) = members.get("node-name") {
-            if !is_identifier(name) {
-                return Err(Error::generic(format!("Invalid node-name: '{name}'")));
+        if let BlockdevDriverOptions::Plugin(plugin) = &mut options.branch {
+            for role in PluginDriverOptions::CHILDREN {
+                self.plugin_child(plugin.options.get(role))?;
             }
-            if !self.nodes.insert(name.clone()) {
-                let message = format!("Duplicate nodes with node-name='{name}'");
-                return Err(Error::generic(message));
+        }
+        match &options.node_name {
+            Some(name) => self.add_node(name),
+            None => Ok(()),
+        }
+    }
+
+    /// A child of a plugin's driver: the name of a node, a definition, or something that the
+    /// command will refuse.
+    fn plugin_child(&mut self, child: Option<&Value>) -> Result<(), Error> {
+        match child {
+            Some(Value::String(name)) if !name.is_empty() => self.node_exists(name),
+            Some(definition @ Value::Object(_)) => {
+                // Of a configuration file, or of a command line.
+                let read = |mode| de::from_value::<BlockdevOptions>(definition, mode);
+                let mut options = read(Mode::Typed).or_else(|_| read(Mode::Keyval))?;
+                self.node(&mut options)
             }
+            _ => Ok(()),
+        }
+    }
+
+    fn node_exists(&self, name: &str) -> Result<(), Error> {
+        match self.nodes.contains(name) {
+            true => Ok(()),
+            false => Err(Error::no_such_device_or_node(name, name)),
+        }
+    }
+
+    fn add_node(&mut self, name: &str) -> Result<(), Error> {
+        if !is_identifier(name) {
+            return Err(Error::generic(format!("Invalid node-name: '{name}'")));
+        }
+        if !self.nodes.insert(name.to_owned()) {
+            let message = format!("Duplicate nodes with node-name='{name}'");
+            return Err(Error::generic(message));
         }
         Ok(())
     }

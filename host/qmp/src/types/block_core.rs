@@ -253,19 +253,58 @@ qapi! {
 impl BlockdevOptions {
     /// The driver's name.
     pub fn driver(&self) -> &str {
-        match &self.branch {
-            BlockdevDriverOptions::Blkdebug(_) => "blkdebug",
-            BlockdevDriverOptions::Compress(_) => "compress",
-            BlockdevDriverOptions::CopyOnRead(_) => "copy-on-read",
-            BlockdevDriverOptions::Throttle(_) => "throttle",
-            BlockdevDriverOptions::File(_) => "file",
-            BlockdevDriverOptions::HostDevice(_) => "host_device",
-            BlockdevDriverOptions::Nbd(_) => "nbd",
-            BlockdevDriverOptions::NullAio(_) => "null-aio",
-            BlockdevDriverOptions::NullCo(_) => "null-co",
-            BlockdevDriverOptions::Qcow2(_) => "qcow2",
-            BlockdevDriverOptions::Raw(_) => "raw",
-            BlockdevDriverOptions::Plugin(plugin) => &plugin.driver,
+        self.branch.tag()
+    }
+
+    /// The children that the options name or define, but for those of a plugin's driver, which are
+    /// still among its other options ([`PluginDriverOptions::CHILDREN`]). No other place says which
+    /// members of a native driver are nodes.
+    pub fn children_mut(&mut self) -> Vec<ChildMut<'_>> {
+        match &mut self.branch {
+            BlockdevDriverOptions::Blkdebug(it) => vec![ChildMut::of(&mut it.image)],
+            BlockdevDriverOptions::Compress(it) => vec![ChildMut::of(&mut it.file)],
+            BlockdevDriverOptions::CopyOnRead(it) => vec![ChildMut::of(&mut it.file)],
+            BlockdevDriverOptions::Qcow2(it) => {
+                let data_file = it.data_file.as_mut().map(ChildMut::of);
+                let backing = it.backing.as_mut().and_then(ChildMut::of_optional);
+                let file = Some(ChildMut::of(&mut it.file));
+                file.into_iter().chain(data_file).chain(backing).collect()
+            }
+            BlockdevDriverOptions::Raw(it) => vec![ChildMut::of(&mut it.file)],
+            BlockdevDriverOptions::Throttle(it) => vec![ChildMut::of(&mut it.file)],
+            BlockdevDriverOptions::File(_)
+            | BlockdevDriverOptions::HostDevice(_)
+            | BlockdevDriverOptions::Nbd(_)
+            | BlockdevDriverOptions::NullAio(_)
+            | BlockdevDriverOptions::NullCo(_)
+            | BlockdevDriverOptions::Plugin(_) => Vec::new(),
+        }
+    }
+}
+
+/// A child in the options of its parent.
+#[derive(Debug)]
+pub enum ChildMut<'a> {
+    /// The name of a node that exists.
+    Reference(&'a mut String),
+    /// A node that comes with its parent.
+    Definition(&'a mut BlockdevOptions),
+}
+
+impl<'a> ChildMut<'a> {
+    fn of(child: &'a mut BlockdevRef) -> Self {
+        match child {
+            BlockdevRef::Definition(it) => Self::Definition(it),
+            BlockdevRef::Reference(name) => Self::Reference(name),
+        }
+    }
+
+    fn of_optional(child: &'a mut BlockdevRefOrNull) -> Option<Self> {
+        match child {
+            BlockdevRefOrNull::Definition(it) => Some(Self::Definition(it)),
+            BlockdevRefOrNull::Reference(name) if name.is_empty() => None,
+            BlockdevRefOrNull::Reference(name) => Some(Self::Reference(name)),
+            BlockdevRefOrNull::Null(()) => None,
         }
     }
 }
@@ -283,6 +322,13 @@ pub struct PluginDriverOptions {
 }
 
 impl PluginDriverOptions {
+    /// Members that are nodes, whatever the plugin.
+    pub const CHILDREN: [&'static str; 3] = ["file", "data-file", "backing"];
+
+    pub(crate) fn tag(&self) -> &str {
+        &self.driver
+    }
+
     pub(crate) fn new(driver: String, options: Map<String, Value>) -> Self {
         Self { driver, options }
     }

@@ -148,6 +148,10 @@ pub struct PluginCreateOptions {
 }
 
 impl PluginCreateOptions {
+    pub(crate) fn tag(&self) -> &str {
+        &self.driver
+    }
+
     pub(crate) fn new(driver: String, options: Map<String, Value>) -> Self {
         Self { driver, options }
     }
