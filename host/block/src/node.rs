@@ -29,7 +29,7 @@ use crate::window::{RawWindow, Window};
 use crate::{ByteRange, Errno, Result};
 
 use mode::Mode;
-pub use segment::{Segment, Status};
+pub use segment::{Ask, Front, Known, Segment, Status};
 use threshold::Threshold;
 pub use threshold::{Exceeded, ExceededSink};
 

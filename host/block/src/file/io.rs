@@ -240,6 +240,7 @@ impl Inner {
             Err(Errno::Inval) => return (Err(Errno::NotSup), true),
             Err(e) => return (Err(e), e != Errno::NotSup),
         }
+        self.data.forget();
         if let Some((trace, id)) = traced {
             trace.written(id);
         }

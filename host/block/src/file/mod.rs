@@ -7,6 +7,7 @@
 //! finished even if nobody waits for it.
 
 mod flush;
+mod holes;
 mod io;
 mod lock;
 mod open;
@@ -89,6 +90,7 @@ struct Inner {
     nowait: AtomicBool,
     can_punch: AtomicBool,
     discards: DiscardCounts,
+    data: holes::Data,
     can_zero: AtomicBool,
     can_reserve: AtomicBool,
     flusher: flush::Flusher,
@@ -186,6 +188,7 @@ impl HostFile {
             nowait: AtomicBool::new(true),
             can_punch: AtomicBool::new(true),
             discards: DiscardCounts::default(),
+            data: holes::Data::default(),
             can_zero: AtomicBool::new(true),
             can_reserve: AtomicBool::new(true),
             flusher: flush::Flusher::default(),
@@ -397,38 +400,6 @@ impl HostFile {
             let _pass = inner.change().await?;
             inner.set_len(len).await
         })
-    }
-
-    /// Does the file system say that the range is a hole? Costs a system call.
-    #[must_use]
-    pub fn is_hole(&self, range: ByteRange) -> bool {
-        use rustix::fs::{SeekFrom, seek};
-        if self.0.device {
-            return false;
-        }
-        match seek(&self.0.fd, SeekFrom::Data(range.offset())) {
-            Ok(start) => start >= range.end(),
-            Err(e) => e == rustix::io::Errno::NXIO,
-        }
-    }
-
-    /// The next data at or after `offset`; `None`: only a hole to the end.
-    pub fn next_data(&self, offset: u64) -> std::result::Result<Option<ByteRange>, Errno> {
-        use rustix::fs::{SeekFrom, seek};
-        let len = self.len();
-        if offset >= len {
-            return Ok(None);
-        }
-        if self.0.device {
-            return Ok(Some(ByteRange::between(offset, len)));
-        }
-        let start = match seek(&self.0.fd, SeekFrom::Data(offset)) {
-            Ok(start) => start,
-            Err(rustix::io::Errno::NXIO) => return Ok(None),
-            Err(_) => return Ok(Some(ByteRange::between(offset, len))),
-        };
-        let end = seek(&self.0.fd, SeekFrom::Hole(start)).unwrap_or(len);
-        Ok(Some(ByteRange::between(start, end.max(start + 1))))
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::engine::buffer::{IoMem, Iov};
 use crate::format::Codec;
 use crate::image::Image;
-use crate::node::{Kind, NodeFuture, Segment, Status};
+use crate::node::{Ask, Front, Kind, NodeFuture, Segment, Status};
 use crate::{Buf, ByteRange, Errno, Node};
 
 pub use blkdebug::Blkdebug;
@@ -95,9 +95,11 @@ impl Filter {
         }
     }
 
-    pub(crate) fn is_known_zero(&self, range: ByteRange) -> bool {
-        self.plain_reads(range)
-            .is_some_and(|child| child.is_known_zero(range))
+    pub(crate) fn front(&self, range: ByteRange, ask: Ask) -> Front {
+        match self.plain_reads(range) {
+            Some(child) => child.front(range, ask),
+            None => Front::data(range.len()),
+        }
     }
 
     pub(crate) fn read(&self, offset: u64, mem: IoMem) -> NodeFuture<'_, ()> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::engine::buffer::{Buf, IoMem, Iov};
 use crate::filter::blkdebug::Event;
 use crate::format::{Coded, Extent, Fault, FormatError, FormatFiles};
-use crate::node::Segment;
+use crate::node::{Ask, Front, Segment};
 use crate::{ByteRange, Errno};
 
 use super::map::{Place, Run};
@@ -243,22 +243,53 @@ impl Image {
         Ok(data)
     }
 
-    /// Does the map say that all of the range is zero?
-    pub(crate) fn is_known_zero(&self, range: ByteRange) -> bool {
+    /// What the map says of zeroes at the start of `range`.
+    pub(crate) fn front(&self, range: ByteRange, ask: Ask) -> Front {
+        if self.state() == ImageState::Failed {
+            return Front::data(range.len());
+        }
+        let inside = range.end().min(self.size());
+        if inside <= range.offset() {
+            return Front::zero(range.len());
+        }
+        let run = self.map.run(ByteRange::between(range.offset(), inside));
+        match run.place {
+            Place::Zero | Place::Hole => Front::zero(run.len),
+            // Space that was taken in advance and never written.
+            Place::Raw { slot, offset, .. } if ask == Ask::FileSystem => {
+                match self.files.node(slot) {
+                    Ok(node) => node.front(ByteRange::between(offset, offset + run.len), ask),
+                    Err(_) => Front::data(run.len),
+                }
+            }
+            Place::Backing(offset) => {
+                let Some(backing) = self.backing() else {
+                    return Front::zero(run.len);
+                };
+                match backing.size().saturating_sub(offset).min(run.len) {
+                    0 => Front::zero(run.len),
+                    inside => backing.front(ByteRange::between(offset, offset + inside), ask),
+                }
+            }
+            Place::Unknown => Front::nothing(run.len),
+            Place::Raw { .. } | Place::Coded(_) | Place::Special(_) => Front::data(run.len),
+        }
+    }
+
+    /// Asks for what the map does not know of `range`.
+    pub(crate) async fn learn(&self, range: ByteRange) -> Result<(), Errno> {
+        let _pass = self.gate.enter().await;
+        let inside = range.end().min(self.size());
         let mut at = range.offset();
-        while at < range.end() {
-            let run = self.map.run(ByteRange::between(at, range.end()));
-            let zero = match run.place {
-                Place::Zero | Place::Hole => true,
-                Place::Backing(_) => self.backing().is_none(),
-                _ => false,
-            };
-            if !zero {
-                return false;
+        while at < inside {
+            let run = self.known_run(ByteRange::between(at, inside)).await?;
+            if let (Place::Backing(offset), Some(backing)) = (run.place, self.backing()) {
+                let below = ByteRange::between(offset, (offset + run.len).min(backing.size()));
+                backing.learn(below).await?;
             }
             at += run.len;
         }
-        true
+        Ok(())
     }
 
     /// The first piece of `range`, as far as it is known without waiting.

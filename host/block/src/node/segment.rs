@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Kind, Node};
+use super::{Kind, Node, NodeFuture, whole};
 use crate::{ByteRange, Errno};
 
 /// The first piece of a range, as far as it is known without waiting.
@@ -45,6 +45,52 @@ impl Segment {
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// What is known, without waiting, of how bytes read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// As zeroes.
+    Zero,
+    /// Reading them tells.
+    Data,
+    /// Nothing yet: [`Node::learn`] or a read will ask.
+    Nothing,
+}
+
+/// The first piece of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Front {
+    /// How long it is; at least one byte.
+    pub len: u64,
+    /// What is known of it.
+    pub known: Known,
+}
+
+impl Front {
+    pub(crate) const fn zero(len: u64) -> Self {
+        let known = Known::Zero;
+        Self { len, known }
+    }
+
+    pub(crate) const fn data(len: u64) -> Self {
+        let known = Known::Data;
+        Self { len, known }
+    }
+
+    pub(crate) const fn nothing(len: u64) -> Self {
+        let known = Known::Nothing;
+        Self { len, known }
+    }
+}
+
+/// Whom to ask where zeroes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// What is in memory: extent maps. Cheap enough for every request.
+    Memory,
+    /// File systems, too: up to two system calls per piece.
+    FileSystem,
 }
 
 /// Allocation status of a run of bytes.
@@ -102,21 +148,50 @@ impl Node {
         }
     }
 
-    /// Is it known without asking that all of the range reads as zeroes? Cheap
-    /// enough to ask for every request; "no" where that is not so.
+    /// What is known of zeroes at the start of the range, which is not empty.
+    ///
+    /// True at some moment of the call: what was written before it began is no zero for it.
     #[must_use]
-    pub fn is_known_zero(&self, range: ByteRange) -> bool {
+    pub fn front(&self, range: ByteRange, ask: Ask) -> Front {
+        let len = range.len();
         match &self.kind {
-            Kind::File(_) | Kind::Remote(_) => false,
+            Kind::File(file) if ask == Ask::FileSystem => file.front(range),
+            Kind::File(_) | Kind::Remote(_) => Front::data(len),
             Kind::Raw(raw) => {
                 let window = raw.now();
-                let inside = window.place(range);
-                inside.is_ok_and(|range| window.child.is_known_zero(range))
+                let shown = window.shown(range.offset(), len).ok();
+                match shown.and_then(|(at, shown)| ByteRange::new(at, shown)) {
+                    Some(range) if range.is_empty() => Front::zero(len),
+                    Some(range) => window.child.front(range, ask),
+                    None => Front::data(len),
+                }
             }
-            Kind::Null { zeroes, .. } => *zeroes,
-            Kind::Filter(filter) => filter.is_known_zero(range),
-            Kind::Image(image) => image.is_known_zero(range),
+            Kind::Null { zeroes: true, .. } => Front::zero(len),
+            Kind::Null { .. } => Front::data(len),
+            Kind::Filter(filter) => filter.front(range, ask),
+            Kind::Image(image) => image.front(range, ask),
         }
+    }
+
+    /// Asks what [`Node::front`] did not know of the range, as a read of it would. What cannot be
+    /// learned is for that read to report.
+    pub fn learn(&self, range: ByteRange) -> NodeFuture<'_, ()> {
+        Box::pin(async move {
+            match &self.kind {
+                Kind::Raw(raw) => {
+                    let window = raw.get();
+                    let (at, shown) = window.shown(range.offset(), range.len())?;
+                    let range = ByteRange::new(at, shown).ok_or(Errno::Inval)?;
+                    window.child.learn(range).await
+                }
+                Kind::Filter(filter) => filter.child().1.learn(range).await,
+                Kind::Image(image) => {
+                    let image = image.clone();
+                    whole(async move { image.learn(range).await }).await
+                }
+                Kind::File(_) | Kind::Null { .. } | Kind::Remote(_) => Ok(()),
+            }
+        })
     }
 
     /// The next data at or after `offset`: a hint for formats.

@@ -20,6 +20,7 @@ pub mod limits;
 pub mod listener;
 pub mod options;
 mod out;
+mod reads;
 pub mod reply;
 mod serve;
 pub mod server;

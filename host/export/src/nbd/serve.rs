@@ -6,17 +6,16 @@
 
 use std::future::Future;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use outport_block::metacontext::{EXTENTS_AT_ONCE, LOOKS_MAX};
-use outport_block::node::Segment;
-use outport_block::{Buf, ByteRange, Errno, Node};
+use outport_block::{Buf, ByteRange, Errno};
 
 use super::connection::Shared;
 use super::out::Out;
-use super::reply::{ReplyMode, ReplyTo};
+use super::reads;
+use super::reply::ReplyTo;
 use super::session::{Checked, Operation};
 use super::status::{StatusAsked, StatusExtents};
 use super::wire::Request;
@@ -24,24 +23,15 @@ use crate::export::Export;
 use crate::pool;
 use crate::stats::Waited;
 
-/// From this size on, reads of warm files are sent from the page cache.
-const SENDFILE_MIN: u64 = 16 << 10;
-
-/// From this size on, reads look for holes in sparse files.
-const HOLE_MIN: u64 = 64 << 10;
-
-/// Reads up to this size are copied into the reply batch.
-const INLINE_READ_MAX: u64 = 128 << 10;
-
 /// `NBD_STATE_HOLE`.
 const STATE_HOLE: u64 = 1;
 /// `NBD_STATE_ZERO`.
 const STATE_ZERO: u64 = 2;
 
-/// A reply that a task made.
+/// A reply that a task made, or one chunk of it.
 pub(super) struct Reply {
-    head: Vec<u8>,
-    payload: Option<Buf>,
+    pub(super) head: Vec<u8>,
+    pub(super) payload: Option<Buf>,
 }
 
 impl Reply {
@@ -70,7 +60,7 @@ pub(super) fn request(shared: &Rc<Shared>, request: &Request, checked: Checked, 
     shared.user.export().stats().touch();
     let range = ByteRange::between(checked.offset, checked.offset + checked.length);
     match checked.operation {
-        Operation::Read { .. } => read(shared, to, checked, range, out),
+        Operation::Read { .. } => reads::read(shared, to, checked, range, out),
         Operation::Cache => spawn(shared, to, checked, move |shared| async move {
             shared.user.export().node().prefetch(range).await
         }),
@@ -177,129 +167,6 @@ fn filtered_status(shared: &Rc<Shared>, request: &Request, payload: &[u8], out: 
     }
 }
 
-fn read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange, out: &mut Out) {
-    let export = shared.user.export();
-    if range.is_empty() {
-        return out.bytes(|bytes| to.done(bytes));
-    }
-    count(&export.stats().reads, 1);
-    count(&export.stats().read_bytes, range.len());
-    // The check bounds a read by the maximum payload, which fits 32 bits.
-    let len = range.len() as u32;
-    let node = export.node();
-    let reads = &export.options().reads;
-    if !reads.permit(range) {
-        return fail(shared, to, checked.operation, Errno::Perm, out);
-    }
-    if discards(shared) {
-        return spawn_read(shared, to, checked, range);
-    }
-    if to.mode() != ReplyMode::Simple && (node.is_known_zero(range) || is_hole(node, range)) {
-        out.bytes(|bytes| {
-            to.hole(range.offset(), len, true, bytes);
-        });
-        return;
-    }
-    if range.len() >= SENDFILE_MIN && send_from_cache(shared, to, range, out) {
-        return;
-    }
-    if range.len() <= INLINE_READ_MAX {
-        let done = out.filled(
-            |header| to.data(range.offset(), len, true, header),
-            len as usize,
-            |data| node.try_read(range.offset(), data),
-        );
-        match done {
-            Some(Ok(())) => return,
-            Some(Err(e)) => return fail(shared, to, checked.operation, e, out),
-            None => {}
-        }
-    }
-    spawn_read(shared, to, checked, range);
-}
-
-/// Whether what is read is given up. Not by a client that may only read: what it was granted is to
-/// change nothing.
-fn discards(shared: &Shared) -> bool {
-    shared.user.export().options().reads.discard && shared.session.may_write()
-}
-
-/// Large reads ask the file system: what a hole does not transfer pays for it.
-fn is_hole(node: &Arc<Node>, range: ByteRange) -> bool {
-    range.len() >= HOLE_MIN
-        && match node.segment(range) {
-            Segment::File { node, offset, len } if len == range.len() => {
-                let part = ByteRange::between(offset, offset + len);
-                node.host_file().is_some_and(|file| file.is_hole(part))
-            }
-            _ => false,
-        }
-}
-
-/// Queue the range as pieces of warm files; `false`: it is not all that.
-fn send_from_cache(shared: &Rc<Shared>, to: ReplyTo, range: ByteRange, out: &mut Out) -> bool {
-    let node = shared.user.export().node();
-    // An image may move a cluster while the socket still refers to its pages,
-    // unless nobody can write it.
-    if node.may_move() {
-        return false;
-    }
-    let mut segments = Vec::new();
-    let mut at = range.offset();
-    while at < range.end() {
-        let segment = node.segment(ByteRange::between(at, range.end()));
-        match &segment {
-            Segment::File { node, offset, len } => {
-                let part = ByteRange::between(*offset, offset + len);
-                let warm = node.host_file().is_some_and(|f| f.is_resident(part));
-                if !warm {
-                    return false;
-                }
-            }
-            Segment::Zero { .. } => {}
-            Segment::Unknown { .. } => return false,
-        }
-        at += segment.len();
-        segments.push(segment);
-    }
-    out.bytes(|bytes| to.data(range.offset(), range.len() as u32, true, bytes));
-    for segment in segments {
-        match segment {
-            Segment::File { node, offset, len } => out.file(node, offset, len),
-            Segment::Zero { len } | Segment::Unknown { len } => out.zeroes(len),
-        }
-    }
-    true
-}
-
-fn spawn_read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange) {
-    let task = Task::begin(shared, checked.length, checked.operation);
-    tokio::task::spawn_local(async move {
-        let buf = pool::take(range.len() as usize);
-        let export = task.0.user.export();
-        let mut head = Vec::with_capacity(super::reply::DATA_HEADER_MAX);
-        let read = async {
-            let buf = export.node().read(range.offset(), buf).await?;
-            if discards(&task.0) {
-                export.node().discard(range).await?;
-            }
-            Ok(buf)
-        };
-        match read.await {
-            Ok(buf) => {
-                to.data(range.offset(), range.len() as u32, true, &mut head);
-                task.reply(Reply {
-                    head,
-                    payload: Some(buf),
-                });
-            }
-            Err(e) => {
-                task.error(to, checked.operation, e);
-            }
-        }
-    });
-}
-
 fn status(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange) {
     let (one, mask) = match checked.operation {
         Operation::BlockStatus { one, contexts } => (one, contexts),
@@ -401,10 +268,10 @@ where
 }
 
 /// A request in flight: accounted for while it lives.
-struct Task(Rc<Shared>, u64, Instant, Waited);
+pub(super) struct Task(pub(super) Rc<Shared>, u64, Instant, Waited);
 
 impl Task {
-    fn begin(shared: &Rc<Shared>, bytes: u64, operation: Operation) -> Self {
+    pub(super) fn begin(shared: &Rc<Shared>, bytes: u64, operation: Operation) -> Self {
         shared.in_flight.set(shared.in_flight.get() + 1);
         shared.bytes.set(shared.bytes.get() + bytes);
         shared.user.export().stats().begin();
@@ -418,13 +285,13 @@ impl Task {
         Self(shared.clone(), bytes, Instant::now(), waited)
     }
 
-    fn reply(&self, reply: Reply) {
+    pub(super) fn reply(&self, reply: Reply) {
         let bytes = &self.0.bytes;
         bytes.set(bytes.get() + reply.len());
         self.0.replies.borrow_mut().push(reply);
     }
 
-    fn error(&self, to: ReplyTo, operation: Operation, e: Errno) {
+    pub(super) fn error(&self, to: ReplyTo, operation: Operation, e: Errno) {
         count(&self.0.user.export().stats().errors, 1);
         let mut head = Vec::new();
         to.error(operation.wire_errno(e), &e.to_string(), &mut head);
@@ -445,11 +312,17 @@ impl Drop for Task {
     }
 }
 
-fn fail(shared: &Rc<Shared>, to: ReplyTo, operation: Operation, e: Errno, out: &mut Out) {
+pub(super) fn fail(
+    shared: &Rc<Shared>,
+    to: ReplyTo,
+    operation: Operation,
+    e: Errno,
+    out: &mut Out,
+) {
     count(&shared.user.export().stats().errors, 1);
     out.bytes(|bytes| to.error(operation.wire_errno(e), &e.to_string(), bytes));
 }
 
-fn count(counter: &std::sync::atomic::AtomicU64, n: u64) {
+pub(super) fn count(counter: &std::sync::atomic::AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }

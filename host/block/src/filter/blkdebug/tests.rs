@@ -2,7 +2,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::*;
 use crate::filter::Filter;
-use crate::node::{Kind, Segment};
+use crate::node::{Ask, Front, Kind, Segment};
 
 fn null() -> Arc<Node> {
     let kind = Kind::Null {
@@ -28,11 +28,11 @@ async fn without_rules_nothing_is_in_the_way() {
     });
     let range = ByteRange::between(0, 512);
     assert_eq!(node.try_read(0, &mut [1; 512]), Some(Ok(())));
-    assert!(node.is_known_zero(range));
+    assert_eq!(node.front(range, Ask::Memory), Front::zero(512));
     assert!(matches!(node.segment(range), Segment::Zero { len: 512 }));
     debug(&node).add_break(Event::PWRITEV, "t");
     assert_eq!(node.try_read(0, &mut [1; 512]), None);
-    assert!(!node.is_known_zero(range));
+    assert_eq!(node.front(range, Ask::Memory), Front::data(512));
     assert_eq!(debug(&node).remove_breaks("t"), 1);
     assert_eq!(node.try_read(0, &mut [1; 512]), Some(Ok(())));
 }
