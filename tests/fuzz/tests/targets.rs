@@ -73,8 +73,27 @@ fn nbd_requests() {
         out.extend_from_slice(&len.to_be_bytes());
         out
     };
+    let extended = |flags: u16, offset: u64, payload: &[u8]| {
+        let mut out = 0x21e4_1c71u32.to_be_bytes().to_vec();
+        out.extend_from_slice(&flags.to_be_bytes());
+        out.extend_from_slice(&7u16.to_be_bytes());
+        out.extend_from_slice(&7u64.to_be_bytes());
+        out.extend_from_slice(&offset.to_be_bytes());
+        out.extend_from_slice(&(payload.len() as u64).to_be_bytes());
+        out.extend_from_slice(payload);
+        out
+    };
+    // Extended headers and three contexts; then lengths and ids.
+    let chosen = [
+        vec![3 | 8 | 3 << 5],
+        extended(32, 0, b"\0\0\0\0\0\x10\0\0\0\0\0\x02"),
+        extended(40, 4096, b"\0\0\0\0\0\0\x10\0\0\0\0\x01\0\0\0\0"),
+        extended(32, 0, b"\0\0\0\0\0\0\x02\0\0\0\0\x09"),
+        extended(32, 512, b"\0\0\0\0\0\x10\0\0\0\0\0\0"),
+    ];
     let prefixed = |body: Vec<u8>| [vec![0, 3], body].concat();
     let seeds = [
+        chosen.concat(),
         prefixed(
             [
                 request(0, 0, 0, 4096),

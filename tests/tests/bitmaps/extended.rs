@@ -93,11 +93,18 @@ fn conversation(server: Server) -> Vec<Reply> {
         let payload = status_payload(SIZE, ids);
         ask(chosen, status, 0, payload.len() as u64, &payload);
     }
-    // Refused, and the stream goes on: an id that was never given, an odd payload, past the end.
+    // Refused, and the stream goes on: an id that was never given or comes twice, past the end, an
+    // odd payload, a long one.
     for payload in [
         status_payload(512, &[9]),
         status_payload(SIZE + 512, &[2]),
         status_payload(512, &[]),
+        status_payload(512, &[1, 1]),
+        status_payload(512, &[0, 1, 2, 2]),
+        status_payload(0, &[1]),
+        [&status_payload(512, &[1])[..], b"\0"].concat(),
+        vec![0; 7],
+        vec![0; 64 << 10],
     ] {
         ask(chosen, status, 0, payload.len() as u64, &payload);
     }

@@ -1,13 +1,15 @@
 //! What the NBD protocol asks of a server, request by request, at the level of bytes.
 //!
 //! `requests` is about answers and error numbers, `reads` about the shape of read replies, `holes`
-//! about holes in them, `status` about block status, `haggling` about options, `lifecycle` about
-//! exports and servers that go away under their clients. Where QEMU's own server is known to do otherwise, the test
-//! says so with `is_qsd`.
+//! about holes in them, `status` about block status, `haggling` about options, `offers` about
+//! transmission flags, `inactive` about nodes that somebody else has for now, `lifecycle` about
+//! exports and servers that go away under their clients. Where QEMU's own server is known to do
+//! otherwise, the test says so with `is_qsd`.
 
 mod haggling;
 mod holes;
 mod lifecycle;
+mod offers;
 mod reads;
 mod requests;
 mod status;

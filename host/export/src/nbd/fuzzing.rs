@@ -10,7 +10,7 @@ use super::limits::{OPTION_DATA_MAX, SWALLOW_MAX};
 use super::reply::ReplyMode;
 use super::session::{Checked, Operation, Reject, Session};
 use super::status::{StatusAsked, StatusExtents};
-use super::wire::{Command, Request};
+use super::wire::{Command, Request, TransmissionFlags};
 
 /// Largest answer to one option: a few exports and contexts, or padding.
 const OUTPUT_MAX: usize = 16 * 1024;
@@ -201,14 +201,51 @@ fn perform(
             assert_eq!(left, 0);
         }
         Operation::FilteredStatus { .. } => {
+            let offered = session.flags();
+            assert!(offered.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD));
+            // What is waited for is a length and one id per context at most.
+            assert!((12..=8 + 4 * session.contexts().len()).contains(&payload.len()));
+            assert_eq!((length, payload.len() % 4), (0, 0));
             match session.check_status_payload(request, payload, SIZE) {
-                Ok(checked) => perform(session, request, checked, &[], out),
-                Err(Reject::Answer { errno, text, .. }) => to.error(errno, text, out),
+                Ok(checked) => perform_filtered(session, request, checked, payload, out),
+                Err(Reject::Answer {
+                    errno,
+                    text,
+                    swallow,
+                }) => {
+                    assert_eq!(swallow, 0, "it was read already");
+                    to.error(errno, text, out);
+                }
                 Err(Reject::Disconnect(_)) => unreachable!("the payload was bounded before"),
             }
         }
         _ => to.done(out),
     }
+}
+
+/// The contexts that a payload chose are those that it names, and no others.
+fn perform_filtered(
+    session: &Session,
+    request: &Request,
+    checked: Checked,
+    payload: &[u8],
+    out: &mut Vec<u8>,
+) {
+    let Operation::BlockStatus { contexts, .. } = checked.operation else {
+        unreachable!("a payload chooses contexts");
+    };
+    let (_, ids) = payload.split_at(8);
+    assert_eq!(
+        contexts.count() as usize * 4,
+        ids.len(),
+        "each of them once"
+    );
+    let named = |id: u32| ids.chunks(4).any(|bytes| bytes == id.to_be_bytes());
+    for (n, context) in session.contexts().iter().enumerate() {
+        assert_eq!(contexts.contains(n), named(context.id));
+    }
+    assert_eq!(checked.payload, 0);
+    perform(session, request, checked, &[], out);
 }
 
 /// A server's side of a handshake, as our client hears it: the first byte cuts the rest into

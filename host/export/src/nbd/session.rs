@@ -165,18 +165,18 @@ impl Session {
     }
 
     /// The transmission flags that a client is told: what the export can, and what the
-    /// negotiated mode adds.
+    /// negotiated mode adds. `with_contexts`: it has selected some, or still may.
     #[must_use]
     pub fn offered_flags(
         mode: ReplyMode,
         export: &ExportInfo,
-        has_contexts: bool,
+        with_contexts: bool,
     ) -> TransmissionFlags {
         let mut flags = export.transmission_flags();
         flags.set(TransmissionFlags::SEND_DF, mode != ReplyMode::Simple);
         flags.set(
             TransmissionFlags::BLOCK_STATUS_PAYLOAD,
-            mode == ReplyMode::Extended && has_contexts,
+            mode == ReplyMode::Extended && with_contexts,
         );
         flags
     }

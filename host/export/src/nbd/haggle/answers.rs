@@ -1,7 +1,8 @@
 //! The second half of an option: the caller knows the export now, the client gets its answer.
 //!
 //! Part of [`Haggle`]; split off by size. Invariant: INFO and GO are answered by the same code
-//! from the same facts, so that they cannot differ.
+//! from the same facts, so that they cannot differ, but for one flag: as QEMU does, INFO offers
+//! status payloads to a client that has not selected contexts yet, and GO no more.
 
 use super::{Asked, Disconnect, Haggle, Phase, Question};
 use crate::nbd::contexts::{QueryKind, select};
@@ -126,8 +127,9 @@ impl Haggle {
     }
 
     fn push_infos(&mut self, option: OptionId, name: &str, wants: InfoWants, export: &ExportInfo) {
-        let has_contexts = !self.contexts_for(name, export).is_empty();
-        let flags = Session::offered_flags(self.mode, export, has_contexts);
+        // Whoever asks with INFO may select contexts after it has seen what they are good for.
+        let with_contexts = option == OptionId::INFO || !self.contexts_for(name, export).is_empty();
+        let flags = Session::offered_flags(self.mode, export, with_contexts);
         let out = &mut self.out;
         push_info_export(out, option, export.size, flags);
         if wants.name {

@@ -454,6 +454,13 @@ fn extended_headers_take_precedence_and_demand_go() {
 fn status_payload_is_offered_only_with_contexts() {
     let mut client = extended();
     client.ask(SET_META, &queries("b", &["base:allocation"]));
+    let replies = client.ask(INFO, &info("a", &[]));
+    let told = u16::from_be_bytes(replies[0].data[10..].try_into().unwrap());
+    let told = T::from_bits_retain(told);
+    assert!(
+        told.contains(T::BLOCK_STATUS_PAYLOAD),
+        "contexts may follow"
+    );
     client.ask(GO, &info("a", &[]));
     assert!(!client.entered().flags().contains(T::BLOCK_STATUS_PAYLOAD));
 }

@@ -206,6 +206,10 @@ impl Session {
                 .iter()
                 .position(|c| c.id == id)
                 .ok_or(BAD_STATUS_PAYLOAD)?;
+            // Nor may one be named twice.
+            if mask >> n & 1 == 1 {
+                return Err(BAD_STATUS_PAYLOAD);
+            }
             mask |= 1u64 << n;
         }
         if mask == 0 || !rest.is_empty() {
