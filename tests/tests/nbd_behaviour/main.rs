@@ -8,6 +8,7 @@
 
 mod haggling;
 mod holes;
+mod inactive;
 mod lifecycle;
 mod offers;
 mod reads;

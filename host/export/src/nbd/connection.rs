@@ -471,7 +471,13 @@ impl Connection {
         };
         let header = self.shared.session.header_len();
         let export = self.shared.user.export();
-        match self.shared.session.check(&request, export.node().size()) {
+        let node = export.node();
+        let checked = self.shared.session.check(&request, node.size());
+        let checked = match node.is_active() {
+            true => checked,
+            false => checked.and_then(Session::check_inactive),
+        };
+        match checked {
             Ok(checked) => {
                 if self.is_too_early(&checked, header) {
                     return Ok(false);

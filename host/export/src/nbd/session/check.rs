@@ -36,6 +36,7 @@ const NO_SPACE: Refusal = (NbdErrno::NoSpc, "Write is past the end of the export
 const FLUSH_RANGE: Refusal = (NbdErrno::Inval, "Flush takes no offset and no length");
 const NO_CONTEXTS: Refusal = (NbdErrno::Inval, "No metadata context was negotiated");
 const EMPTY_STATUS: Refusal = (NbdErrno::Inval, "Block status of an empty range");
+const INACTIVE: Refusal = (NbdErrno::Perm, "Export is inactive");
 const BAD_STATUS_PAYLOAD: Refusal = (NbdErrno::Inval, "Malformed block status payload");
 
 impl Session {
@@ -63,6 +64,18 @@ impl Session {
     ) -> Result<Checked, Reject> {
         self.judge_status_payload(request, payload, size)
             .map_err(|refusal| answer(refusal, 0))
+    }
+
+    /// The refusal of what was checked, on an export whose node is inactive: only reads are served,
+    /// as by QEMU.
+    ///
+    /// # Errors
+    /// What to answer, and what to swallow before.
+    pub fn check_inactive(checked: Checked) -> Result<Checked, Reject> {
+        match checked.operation {
+            Operation::Read { .. } | Operation::Disconnect => Ok(checked),
+            _ => Err(answer(INACTIVE, checked.payload)),
+        }
     }
 
     /// How many bytes follow the header, whether or not the request is any good.
