@@ -7,6 +7,7 @@ use super::*;
 use crate::IoThread;
 use crate::engine::buffer::{BOUNCE_MAX, Buf, IoMem};
 use crate::engine::{Aio, Completion, OpFuture, OpKind};
+use crate::node::Known;
 
 type Ask = dyn Fn(&OpKind) -> Option<OpFuture> + Send + Sync;
 
@@ -162,8 +163,52 @@ async fn follow(direct: bool, aio: Aio, seed: u64) {
             }
         }
         assert_eq!(file.len(), model.len() as u64);
+        assert_holes_are_zero(&file, &model);
     }
     assert_eq!(std::fs::read(temp.path()).unwrap(), model);
+}
+
+/// Whatever the file says of holes from a few places on.
+fn assert_holes_are_zero(file: &HostFile, model: &[u8]) {
+    for start in [0, 4096, 9999, 30_000] {
+        let mut at = start;
+        while at < 60_000 {
+            let front = file.front(ByteRange::between(at, 60_000));
+            let end = (at + front.len) as usize;
+            let part = (at as usize).min(model.len())..end.min(model.len());
+            if front.known == Known::Zero {
+                assert!(model[part].iter().all(|byte| *byte == 0), "{at} to {end}");
+            }
+            at = end as u64;
+        }
+    }
+}
+
+#[tokio::test]
+async fn holes_are_found_and_a_discard_makes_one() {
+    let temp = temp();
+    let file = open(temp.path(), false, Aio::Threads);
+    file.set_len(1 << 20).await.unwrap();
+    let (start, end) = (64 << 10, 192 << 10);
+    let buf = Buf::from_slice(&vec![7; (end - start) as usize]);
+    file.write(start, buf.io(), false).await.unwrap();
+    let front = |offset: u64| {
+        let front = file.front(ByteRange::between(offset, 2 << 20));
+        (front.known, offset + front.len)
+    };
+    // What is data is remembered: asked in any order.
+    for _ in 0..2 {
+        assert_eq!(front(0), (Known::Zero, start));
+        assert_eq!(front(start), (Known::Data, end));
+        assert_eq!(front(start + 512), (Known::Data, end));
+        assert_eq!(front(end), (Known::Zero, 2 << 20));
+        assert_eq!(front((1 << 20) + 512), (Known::Zero, 2 << 20));
+    }
+    let middle = ByteRange::between(96 << 10, 128 << 10);
+    file.discard(middle).await.unwrap();
+    assert_eq!(front(start), (Known::Data, middle.offset()));
+    assert_eq!(front(middle.offset()), (Known::Zero, middle.end()));
+    assert_eq!(front(middle.end()), (Known::Data, end));
 }
 
 #[tokio::test]

@@ -5,11 +5,13 @@
 //! chunks of a reply cover the range once; a hole was one at some moment since the request came;
 //! only the last chunk says that it is.
 
+mod layout;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use outport_block::node::{Ask, Known, Segment};
+use outport_block::node::Segment;
 use outport_block::{Buf, ByteRange, Errno, Node};
 
 use super::connection::Shared;
@@ -18,28 +20,16 @@ use super::reply::{DATA_HEADER_MAX, ReplyMode, ReplyTo};
 use super::serve::{Reply, Task, count, fail};
 use super::session::{Checked, Operation};
 use crate::pool;
+use layout::{Layout, Piece, layout};
 
 /// From this size on, reads of warm files are sent from the page cache.
 const SENDFILE_MIN: u64 = 16 << 10;
 
-/// From this size on, reads look for holes in sparse files.
-const HOLE_MIN: u64 = 16 << 10;
-
 /// Reads up to this size are copied into the reply batch.
 const INLINE_READ_MAX: u64 = 128 << 10;
 
-/// Chunks of one reply. What is left then is data.
-const CHUNKS_MAX: usize = 64;
-
 /// A read with DF, which is answered with one content chunk.
 const UNFRAGMENTED: Operation = Operation::Read { df: true };
-
-/// What becomes one chunk.
-#[derive(Clone, Copy, Debug)]
-struct Piece {
-    range: ByteRange,
-    zero: bool,
-}
 
 pub(super) fn read(
     shared: &Rc<Shared>,
@@ -57,9 +47,8 @@ pub(super) fn read(
     if !export.options().reads.permit(range) {
         return fail(shared, to, checked.operation, Errno::Perm, out);
     }
-    let whole = || vec![Piece { range, zero: false }];
     if discards(shared) {
-        return spawn(shared, to, checked, whole());
+        return spawn_read(shared, to, checked, range);
     }
     if to.mode() != ReplyMode::Simple {
         match layout(export.node(), range) {
@@ -73,7 +62,7 @@ pub(super) fn read(
     match at_once(shared, to, range, INLINE_READ_MAX, true, out) {
         Some(Ok(())) => {}
         Some(Err(e)) => fail(shared, to, checked.operation, e, out),
-        None => spawn(shared, to, checked, whole()),
+        None => spawn_read(shared, to, checked, range),
     }
 }
 
@@ -81,59 +70,6 @@ pub(super) fn read(
 /// change nothing.
 fn discards(shared: &Shared) -> bool {
     shared.user.export().options().reads.discard && shared.session.may_write()
-}
-
-/// What a range consists of, as far as is known.
-enum Layout {
-    Data,
-    Zero,
-    /// At least two.
-    Mixed(Vec<Piece>),
-    /// There is somebody to be asked, who would have to be asked for a read as well.
-    Unasked,
-}
-
-/// Large reads ask the file system, too: what a hole does not transfer pays for it.
-fn layout(node: &Node, range: ByteRange) -> Layout {
-    let ask = match range.len() >= HOLE_MIN {
-        true => Ask::FileSystem,
-        false => Ask::Memory,
-    };
-    let mut pieces = Vec::new();
-    let mut last: Option<Piece> = None;
-    let mut at = range.offset();
-    while at < range.end() {
-        let front = node.front(ByteRange::between(at, range.end()), ask);
-        let zero = match front.known {
-            Known::Zero => true,
-            Known::Data => false,
-            Known::Nothing => return Layout::Unasked,
-        };
-        let end = at + front.len;
-        let start = match last {
-            Some(piece) if piece.zero == zero => piece.range.offset(),
-            before => {
-                pieces.extend(before);
-                at
-            }
-        };
-        // The last chunk that a reply may have takes all that is left.
-        let full = pieces.len() + 1 == CHUNKS_MAX;
-        let range = ByteRange::between(start, if full { range.end() } else { end });
-        last = Some(Piece {
-            range,
-            zero: zero && !full,
-        });
-        at = range.end();
-    }
-    match last {
-        Some(last) if !pieces.is_empty() => {
-            pieces.push(last);
-            Layout::Mixed(pieces)
-        }
-        Some(Piece { zero: true, .. }) => Layout::Zero,
-        _ => Layout::Data,
-    }
 }
 
 /// The check bounds a read by the maximum payload, which fits 32 bits.
@@ -155,7 +91,7 @@ fn fragments(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, pieces: &[Piece
         match at_once(shared, to, range, copied_max, last, out) {
             Some(Ok(())) => copied_max = copied_max.saturating_sub(range.len()),
             Some(Err(e)) => return fail(shared, to, checked.operation, e, out),
-            None => return spawn(shared, to, checked, pieces[n..].to_vec()),
+            None => return spawn_pieces(shared, to, checked, pieces[n..].to_vec()),
         }
     }
 }
@@ -231,15 +167,32 @@ fn warm(node: &Arc<Node>, range: ByteRange) -> Option<Vec<Segment>> {
     Some(segments)
 }
 
-/// The pieces, which end with the request, in a task. None goes out before all were read.
-fn spawn(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, pieces: Vec<Piece>) {
-    let data = pieces.iter().filter(|piece| !piece.zero);
-    let bytes = data.map(|piece| piece.range.len()).sum();
-    let task = Task::begin(shared, bytes, checked.operation);
-    tokio::task::spawn_local(async move { answer(&task, to, checked, &pieces).await });
+/// All of it as one chunk, or a simple reply, in a task.
+fn spawn_read(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange) {
+    let task = Task::begin(shared, range.len(), checked.operation);
+    tokio::task::spawn_local(async move { answer(&task, to, checked, range).await });
 }
 
-/// The same of a range that nobody was asked about yet.
+async fn answer(task: &Task, to: ReplyTo, checked: Checked, range: ByteRange) {
+    let node = task.0.user.export().node();
+    let read = async {
+        let buf = pool::take(range.len() as usize);
+        let buf = node.read(range.offset(), buf).await?;
+        if discards(&task.0) {
+            node.discard(range).await?;
+        }
+        Ok(buf)
+    };
+    match read.await {
+        Ok(buf) => {
+            let piece = Piece { range, zero: false };
+            task.reply(chunk(to, piece, Some(buf), true));
+        }
+        Err(e) => task.error(to, checked.operation, e),
+    }
+}
+
+/// A range that nobody was asked about yet, in a task.
 fn spawn_learning(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: ByteRange) {
     let task = Task::begin(shared, range.len(), checked.operation);
     tokio::task::spawn_local(async move {
@@ -248,59 +201,56 @@ fn spawn_learning(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, range: Byt
         if let Err(e) = node.learn(range).await {
             return task.error(to, checked.operation, e);
         }
-        let whole = |zero| vec![Piece { range, zero }];
-        let pieces = match layout(node, range) {
-            Layout::Zero => whole(true),
-            Layout::Mixed(pieces) if checked.operation != UNFRAGMENTED => pieces,
-            _ => whole(false),
-        };
-        answer(&task, to, checked, &pieces).await;
+        match layout(node, range) {
+            Layout::Zero => {
+                let piece = Piece { range, zero: true };
+                task.reply(chunk(to, piece, None, true));
+            }
+            Layout::Mixed(pieces) if checked.operation != UNFRAGMENTED => {
+                answer_pieces(&task, to, checked, &pieces).await;
+            }
+            _ => answer(&task, to, checked, range).await,
+        }
     });
 }
 
-async fn answer(task: &Task, to: ReplyTo, checked: Checked, pieces: &[Piece]) {
-    let payloads = match payloads(&task.0, pieces).await {
-        Ok(payloads) => payloads,
-        Err(e) => return task.error(to, checked.operation, e),
-    };
-    let last = pieces.len() - 1;
-    for (n, (piece, payload)) in pieces.iter().zip(payloads).enumerate() {
-        let (offset, len) = (piece.range.offset(), piece.range.len() as u32);
-        let mut head = Vec::with_capacity(DATA_HEADER_MAX);
-        if payload.is_some() {
-            to.data(offset, len, n == last, &mut head);
-        } else {
-            to.hole(offset, len, n == last, &mut head);
+/// The pieces, which end with the request, in a task. None goes out before all were read.
+fn spawn_pieces(shared: &Rc<Shared>, to: ReplyTo, checked: Checked, pieces: Vec<Piece>) {
+    let data = pieces.iter().filter(|piece| !piece.zero);
+    let bytes = data.map(|piece| piece.range.len()).sum();
+    let task = Task::begin(shared, bytes, checked.operation);
+    tokio::task::spawn_local(async move { answer_pieces(&task, to, checked, &pieces).await });
+}
+
+async fn answer_pieces(task: &Task, to: ReplyTo, checked: Checked, pieces: &[Piece]) {
+    let node = task.0.user.export().node();
+    let reads = pieces.iter().map(async |piece| {
+        if piece.zero {
+            return Ok(None);
         }
-        task.reply(Reply { head, payload });
+        // The pool's are 64 KiB at least: many would take more memory than is counted.
+        let buf = Buf::zeroed(piece.range.len() as usize);
+        node.read(piece.range.offset(), buf).await.map(Some)
+    });
+    let payloads: Result<Vec<_>, Errno> = join_all(reads).await.into_iter().collect();
+    match payloads {
+        Ok(payloads) => {
+            let last = pieces.len() - 1;
+            for (n, (piece, payload)) in pieces.iter().zip(payloads).enumerate() {
+                task.reply(chunk(to, *piece, payload, n == last));
+            }
+        }
+        Err(e) => task.error(to, checked.operation, e),
     }
 }
 
-/// The bytes of each piece that has any.
-async fn payloads(shared: &Shared, pieces: &[Piece]) -> Result<Vec<Option<Buf>>, Errno> {
-    let node = shared.user.export().node();
-    let payloads = match pieces {
-        [Piece { range, zero: false }] => {
-            let buf = pool::take(range.len() as usize);
-            vec![Some(node.read(range.offset(), buf).await?)]
-        }
-        _ => {
-            let reads = pieces.iter().map(async |piece| {
-                if piece.zero {
-                    return Ok(None);
-                }
-                // The pool's are 64 KiB at least: many would take more memory than is counted.
-                let buf = Buf::zeroed(piece.range.len() as usize);
-                node.read(piece.range.offset(), buf).await.map(Some)
-            });
-            let payloads: Result<_, Errno> = join_all(reads).await.into_iter().collect();
-            payloads?
-        }
-    };
-    if discards(shared) {
-        for piece in pieces {
-            node.discard(piece.range).await?;
-        }
+fn chunk(to: ReplyTo, piece: Piece, payload: Option<Buf>, last: bool) -> Reply {
+    let (offset, len) = (piece.range.offset(), piece.range.len() as u32);
+    let mut head = Vec::with_capacity(DATA_HEADER_MAX);
+    if piece.zero {
+        to.hole(offset, len, last, &mut head);
+    } else {
+        to.data(offset, len, last, &mut head);
     }
-    Ok(payloads)
+    Reply { head, payload }
 }

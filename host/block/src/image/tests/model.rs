@@ -7,6 +7,7 @@ use crate::IoThread;
 use crate::engine::Aio;
 use crate::engine::buffer::Buf;
 use crate::format::Codec;
+use crate::node::{Ask, Known};
 
 async fn step(disk: &mut Disk, random: &mut Random, bound: u64) {
     let size = disk.node.len_bytes();
@@ -41,6 +42,7 @@ async fn step(disk: &mut Disk, random: &mut Random, bound: u64) {
                 let bytes = &disk.model[part.offset() as usize..part.end() as usize];
                 assert!(bytes.iter().all(|b| *b == 0), "{status:?} at {part:?}");
             }
+            assert_front_is_true(disk, range, random.below(2) == 0).await;
         }
         37 => disk.reopen().await,
         38 => {
@@ -51,6 +53,24 @@ async fn step(disk: &mut Disk, random: &mut Random, bound: u64) {
             disk.compare_all().await;
             disk.check().await;
         }
+    }
+}
+
+/// What is known of zeroes without waiting, or after it was learned.
+async fn assert_front_is_true(disk: &Disk, range: ByteRange, learn: bool) {
+    if range.is_empty() {
+        return;
+    }
+    if learn {
+        disk.node.learn(range).await.unwrap();
+    }
+    let front = disk.node.front(range, Ask::FileSystem);
+    assert!(front.len > 0 && front.len <= range.len(), "{front:?}");
+    assert!(!learn || front.known != Known::Nothing, "{range:?}");
+    if front.known == Known::Zero {
+        let (start, end) = (range.offset(), range.offset() + front.len);
+        let bytes = &disk.model[start as usize..end as usize];
+        assert!(bytes.iter().all(|b| *b == 0), "{front:?} at {range:?}");
     }
 }
 
