@@ -231,7 +231,7 @@ fn holes_are_true(image: &TempImage) {
             for n in 0..LEN / BLOCK {
                 let block = vec![1 + (n % 255) as u8; BLOCK];
                 let at = (order(n) * BLOCK) as u64;
-                assert_eq!(writer.write(at, &block).unwrap(), Ok(()));
+                assert_eq!(writer.write(at, &block).expect("an answer"), Ok(()));
                 written.store(n + 1, Ordering::Release);
             }
         });
@@ -239,7 +239,10 @@ fn holes_are_true(image: &TempImage) {
         while done < LEN / BLOCK {
             done = written.load(Ordering::Acquire);
             for at in (0..LEN).step_by(MIB) {
-                let read = reader.read(at as u64, MIB as u32).unwrap().unwrap();
+                let read = reader
+                    .read(at as u64, MIB as u32)
+                    .expect("an answer")
+                    .expect("bytes");
                 for n in (0..done).filter(|n| (at..at + MIB).contains(&(order(*n) * BLOCK))) {
                     let start = order(n) * BLOCK - at;
                     let wanted = [1 + (n % 255) as u8; BLOCK];

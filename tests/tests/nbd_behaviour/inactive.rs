@@ -1,5 +1,7 @@
 //! An export whose node is inactive, beside QEMU's server: reads are served, nothing else is.
 
+use std::io;
+
 use outport_tests::nbd::Client;
 use outport_tests::nbd::wire::{cmd, cmd_flag, errno, opt};
 use outport_tests::{Daemon, Server, TempImage, requires};
@@ -7,10 +9,15 @@ use serde_json::json;
 
 use super::MIB;
 
-/// Error numbers of all requests, in order; 0 is success.
+/// The error number of an answer; 0 is success.
+fn error<T>(answer: io::Result<Result<T, u32>>) -> u32 {
+    answer.expect("an answer").err().unwrap_or(0)
+}
+
+/// Error numbers of all requests, in order.
 fn outcomes(client: &mut Client) -> Vec<(&'static str, u32)> {
-    let error = |result: Result<(), u32>| result.err().unwrap_or(0);
-    let mut all = vec![("read", client.read(0, 4096).unwrap().err().unwrap_or(0))];
+    let mut all = vec![("read", error(client.read(0, 4096)))];
+    let fast = cmd_flag::FAST_ZERO;
     let sector = [7; 512];
     for (what, flags, kind, len, payload) in [
         ("write", 0, cmd::WRITE, 512, &sector[..]),
@@ -20,25 +27,16 @@ fn outcomes(client: &mut Client) -> Vec<(&'static str, u32)> {
         ("trim", 0, cmd::TRIM, 4096, &[]),
         ("cache", 0, cmd::CACHE, 4096, &[]),
         ("zeroes", 0, cmd::WRITE_ZEROES, 4096, &[]),
-        (
-            "fast zeroes",
-            cmd_flag::FAST_ZERO,
-            cmd::WRITE_ZEROES,
-            4096,
-            &[],
-        ),
+        ("fast zeroes", fast, cmd::WRITE_ZEROES, 4096, &[]),
     ] {
-        all.push((
-            what,
-            error(client.command(flags, kind, 0, len, payload).unwrap()),
-        ));
+        let answer = client.command(flags, kind, 0, len, payload);
+        all.push((what, error(answer)));
     }
     // Longer than what is taken from the receive buffer.
     let long = vec![7; 256 << 10];
-    all.push(("long write", error(client.write(0, &long).unwrap())));
-    let status = client.block_status(0, 0, 4096).unwrap();
-    all.push(("status", status.err().unwrap_or(0)));
-    all.push(("read", client.read(0, 4096).unwrap().err().unwrap_or(0)));
+    all.push(("long write", error(client.write(0, &long))));
+    all.push(("status", error(client.block_status(0, 0, 4096))));
+    all.push(("read", error(client.read(0, 4096))));
     all
 }
 
@@ -46,7 +44,7 @@ fn client(daemon: &Daemon) -> Client {
     let mut haggle = daemon.haggle();
     haggle.structured_replies().expect("they are offered");
     let set = haggle.meta_contexts(opt::SET_META_CONTEXT, "disk", &["base:allocation"]);
-    assert_eq!(set.unwrap().len(), 1);
+    assert_eq!(set.expect("an answer").len(), 1);
     haggle.go("disk").expect("it is exported")
 }
 

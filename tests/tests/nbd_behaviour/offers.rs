@@ -22,15 +22,18 @@ fn told(server: Server, image: &TempImage) -> Vec<(String, u16)> {
             for option in [opt::INFO, opt::GO] {
                 let mut haggle = daemon.haggle();
                 match framing {
-                    "structured" => haggle.structured_replies().unwrap(),
-                    "extended" => assert!(haggle.extended_headers().unwrap()),
+                    "structured" => haggle.structured_replies().expect("an answer"),
+                    "extended" => assert!(haggle.extended_headers().expect("an answer")),
                     _ => {}
                 }
                 if framing != "simple" && !contexts.is_empty() {
                     let set = haggle.meta_contexts(opt::SET_META_CONTEXT, "disk", contexts);
-                    set.unwrap();
+                    set.expect("an answer");
                 }
-                let info = haggle.query(option, "disk", &[]).unwrap().unwrap();
+                let info = haggle
+                    .query(option, "disk", &[])
+                    .expect("an answer")
+                    .expect("success");
                 let what = format!("{framing}, {contexts:?}, option {option}");
                 all.push((what, info.flags));
             }
