@@ -58,6 +58,9 @@ impl HostFile {
     /// Does the range begin with a hole, and how far does that go? Not asked of a file system that
     /// was slow to answer a moment ago.
     pub(crate) fn front(&self, range: ByteRange) -> Front {
+        if self.0.device {
+            return Front::data(range.len());
+        }
         let data = &self.0.data;
         match data.known(range) {
             0 => {}
@@ -78,9 +81,6 @@ impl HostFile {
 
     /// The data that ends the hole is remembered, since it is asked for next.
     fn look(&self, range: ByteRange) -> Front {
-        if self.0.device {
-            return Front::data(range.len());
-        }
         let start = match seek(&self.0.fd, SeekFrom::Data(range.offset())) {
             Ok(start) => start,
             // There is none up to the end of the file, and zeroes behind it.
