@@ -10,7 +10,7 @@ pub(super) struct Position {
 }
 
 /// A token, or what stands in the place of one.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Token {
     /// One of `{ } [ ] , :`.
     Mark(u8),
@@ -20,10 +20,8 @@ pub(super) enum Token {
     Number(String),
     /// Lower-case letters.
     Keyword(String),
-    /// Bytes that start no token, or end one too early.
+    /// Bytes that start no token, or end one too early. The message is over with them.
     Stray(Vec<u8>),
-    /// The same, by a byte that no message contains: the sender wants a clean reader.
-    Resync(Vec<u8>),
     /// A token for which there was no room; its bytes are gone.
     TooLong,
 }
@@ -37,7 +35,7 @@ enum State {
         quote: u8,
         escaped: bool,
     },
-    /// After a stray byte, up to a mark: one mistake is reported once.
+    /// After a stray byte, up to a mark or the end of the line: one mistake is reported once.
     Recovering,
 }
 
@@ -93,7 +91,7 @@ impl Lexer {
             State::Number(number) => self.number(number, byte, room),
             State::Quoted { quote, escaped } => (self.quoted(byte, quote, escaped, room), true),
             State::Recovering => {
-                let go_on = !is_mark(byte) && !is_resync(byte);
+                let go_on = !is_mark(byte) && !ends_recovery(byte);
                 if !go_on {
                     self.state = State::Between;
                 }
@@ -139,7 +137,6 @@ impl Lexer {
         self.overlong = false;
         match byte {
             _ if is_mark(byte) => return Some(Token::Mark(byte)),
-            _ if is_resync(byte) => return Some(Token::Resync(vec![byte])),
             b'"' | b'\'' => {
                 self.state = State::Quoted {
                     quote: byte,
@@ -155,10 +152,7 @@ impl Lexer {
                     _ => State::Keyword,
                 };
             }
-            _ => {
-                self.state = State::Recovering;
-                return Some(Token::Stray(vec![byte]));
-            }
+            _ => return Some(self.stray(vec![byte])),
         }
         None
     }
@@ -185,12 +179,10 @@ impl Lexer {
                 (self.hold(byte, room), true)
             }
             Some(None) => (self.end_word(), false),
-            None if is_resync(byte) => (self.end_word(), false),
             None => {
                 let mut text = std::mem::take(&mut self.held);
                 text.push(byte);
-                let stray = self.stray(text);
-                ((!self.overlong).then_some(stray), true)
+                (Some(self.stray(text)), true)
             }
         }
     }
@@ -218,19 +210,10 @@ impl Lexer {
 
     fn quoted(&mut self, byte: u8, quote: u8, escaped: bool, room: usize) -> Option<Token> {
         if !(0x20..0xfe).contains(&byte) {
-            self.state = if is_resync(byte) {
-                State::Between
-            } else {
-                State::Recovering
-            };
             let mut text = vec![quote];
             text.append(&mut self.held);
             text.push(byte);
-            return Some(if is_resync(byte) {
-                Token::Resync(text)
-            } else {
-                Token::Stray(text)
-            });
+            return Some(self.stray(text));
         }
         if byte == quote && !escaped {
             self.state = State::Between;
@@ -268,8 +251,9 @@ fn is_mark(byte: u8) -> bool {
     b"{}[],:".contains(&byte)
 }
 
-fn is_resync(byte: u8) -> bool {
-    byte == 0xff || byte < 0x20 && !b"\t\r\n".contains(&byte)
+/// Line ends, and bytes that no message contains: a client sends them for a clean reader.
+fn ends_recovery(byte: u8) -> bool {
+    byte >= 0xfe || byte < 0x20 && byte != b'\t'
 }
 
 #[cfg(test)]
@@ -351,16 +335,19 @@ mod tests {
     }
 
     #[test]
-    fn resync_bytes_end_anything() {
-        let want = [
-            Token::Resync(b"\"a\xff".to_vec()),
-            Token::Keyword("b".into()),
-        ];
-        assert_eq!(tokens(b"\"a\xffb"), want);
-        assert_eq!(
-            tokens(b"@\x01"),
-            [Token::Stray(b"@".to_vec()), Token::Resync(vec![1])]
-        );
+    fn a_mistake_ends_with_its_line() {
+        let stray = |bytes: &[u8]| Token::Stray(bytes.to_vec());
+        let next = Token::Keyword("b".into());
+        for (bytes, want) in [
+            (&b"\"a\nx\nb "[..], &b"\"a\n"[..]),
+            (b"@ x\rb ", b"@"),
+            (b"1.\nb\nb ", b"1.\n"),
+        ] {
+            assert_eq!(tokens(bytes), [stray(want), next.clone()]);
+        }
+        // Bytes that no message contains: everything before the next line is dropped.
+        assert_eq!(tokens(b"'a\xffb\nb "), [stray(b"'a\xff"), next]);
+        assert_eq!(tokens(b"@\x01"), [stray(b"@"), stray(&[1])]);
     }
 
     #[test]

@@ -6,7 +6,9 @@
 //!
 //! Reading is incremental and never recurses, so a peer chooses neither when we stop nor how deep
 //! our stack gets. QEMU's dialect is accepted: strings in single quotes, `\'`, and NUL as the two
-//! bytes `C0 80`. A control character, or the byte `FF`, brings any reader back to a clean state.
+//! bytes `C0 80`. A byte that cannot stand where it does ends its message; what follows is dropped
+//! up to the next bracket, comma or colon, or the end of the line. So a line end, another control
+//! character, `FE` or `FF` brings any reader back to a clean state.
 
 mod float;
 mod lexer;

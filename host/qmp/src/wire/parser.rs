@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::lexer::Token;
+use super::lexer::{Position, Token};
 use super::literal::{self, Complaint};
 use super::{MESSAGE_TOKENS_MAX, NESTING_MAX};
 
@@ -13,8 +13,8 @@ pub(super) enum Step {
     More,
     /// A whole value.
     Done(Value),
-    /// A syntax error; the rest of the message is swallowed.
-    Syntax(Complaint),
+    /// The end of a message with a syntax error.
+    Syntax(Complaint, Position),
     /// A limit; the rest of the message is swallowed.
     Limit(&'static str),
 }
@@ -48,15 +48,39 @@ pub(super) struct Parser {
     frames: Vec<Frame>,
     expect: Expect,
     tokens: usize,
+    /// A message of which only the end is looked for.
     swallowing: Option<Swallow>,
 }
 
-/// A message that is read only to find its end.
 #[derive(Debug)]
 struct Swallow {
-    depth: u64,
-    /// QEMU reports a damaged token where it stands and once more where the message ends.
-    complain_at_end: bool,
+    depth: Depth,
+    /// What to say at the end. As in QEMU, a stray byte before it takes the sentence away.
+    complaint: Option<(Complaint, Position)>,
+}
+
+/// How many braces and brackets are open. A message ends where none is left, or with one too many
+/// of either kind closed.
+#[derive(Debug, Clone, Copy, Default)]
+struct Depth {
+    braces: i64,
+    brackets: i64,
+}
+
+impl Depth {
+    fn count(&mut self, mark: u8) {
+        match mark {
+            b'{' => self.braces += 1,
+            b'}' => self.braces -= 1,
+            b'[' => self.brackets += 1,
+            b']' => self.brackets -= 1,
+            _ => {}
+        }
+    }
+
+    fn is_inside(self) -> bool {
+        self.braces >= 0 && self.brackets >= 0 && self.braces + self.brackets > 0
+    }
 }
 
 impl Parser {
@@ -84,23 +108,8 @@ impl Parser {
         *self = Self::new();
     }
 
-    /// Reads the message no further than to its end, because of a damaged token.
-    pub(super) fn swallow(&mut self, complain_at_end: bool) {
-        self.swallow_to(self.frames.len() as u64, complain_at_end);
-    }
-
-    fn swallow_to(&mut self, depth: u64, complain_at_end: bool) {
-        self.reset();
-        if depth > 0 {
-            self.swallowing = Some(Swallow {
-                depth,
-                complain_at_end,
-            });
-        }
-    }
-
     /// Takes a sound token.
-    pub(super) fn step(&mut self, token: Token) -> Step {
+    pub(super) fn step(&mut self, token: Token, position: Position) -> Step {
         if self.swallowing.is_some() {
             return self.skip(&token);
         }
@@ -125,42 +134,49 @@ impl Parser {
             Ok(None) => Step::More,
             Err(complaint) => {
                 self.swallow_from(mark);
-                Step::Syntax(complaint)
+                let Some(swallow) = &mut self.swallowing else {
+                    return Step::Syntax(complaint, position);
+                };
+                swallow.complaint = Some((complaint, position));
+                Step::More
             }
         }
     }
 
     /// Takes a token of a message that is swallowed.
     fn skip(&mut self, token: &Token) -> Step {
-        let Some(swallow) = &mut self.swallowing else {
+        let (Some(swallow), Token::Mark(mark)) = (&mut self.swallowing, token) else {
             return Step::More;
         };
-        match token {
-            Token::Mark(b'{' | b'[') => swallow.depth += 1,
-            Token::Mark(b'}' | b']') => swallow.depth -= 1,
-            _ => {}
-        }
-        if swallow.depth > 0 {
+        swallow.depth.count(*mark);
+        if swallow.depth.is_inside() {
             return Step::More;
         }
-        let complain = swallow.complain_at_end;
+        let complaint = swallow.complaint.take();
         self.reset();
-        if complain {
-            Step::Syntax("expecting value".into())
-        } else {
-            Step::More
+        match complaint {
+            Some((complaint, position)) => Step::Syntax(complaint, position),
+            None => Step::More,
         }
     }
 
     /// Swallows the message from a token on, which counts if it is a bracket.
     pub(super) fn swallow_from(&mut self, mark: Option<u8>) {
-        let open = self.frames.len() as u64;
-        let depth = match mark {
-            Some(b'{' | b'[') => open + 1,
-            Some(b'}' | b']') => open.saturating_sub(1),
-            _ => open,
-        };
-        self.swallow_to(depth, false);
+        let mut depth = Depth::default();
+        for frame in &self.frames {
+            match frame {
+                Frame::List(_) => depth.brackets += 1,
+                Frame::Object { .. } => depth.braces += 1,
+            }
+        }
+        if let Some(mark) = mark {
+            depth.count(mark);
+        }
+        self.reset();
+        self.swallowing = depth.is_inside().then_some(Swallow {
+            depth,
+            complaint: None,
+        });
     }
 
     fn take(&mut self, token: Token) -> Result<Option<Value>, Complaint> {

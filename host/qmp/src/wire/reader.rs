@@ -41,10 +41,12 @@ impl ParseError {
         }
     }
 
+    /// QEMU quotes the bytes up to a NUL.
     fn stray(position: Position, bytes: &[u8]) -> Self {
+        let shown = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
         Self::at(
             position,
-            &format!("stray '{}'", String::from_utf8_lossy(bytes)),
+            &format!("stray '{}'", String::from_utf8_lossy(shown)),
         )
     }
 }
@@ -109,28 +111,23 @@ impl Reader {
 
     /// How many bytes the current token may have.
     fn room(&self) -> usize {
-        if self.parser.swallowing() {
-            0
-        } else {
-            MESSAGE_BYTES_MAX - self.message_bytes
-        }
+        MESSAGE_BYTES_MAX - self.message_bytes
     }
 
     fn token(&mut self, token: Token) -> Option<Result<Value, ParseError>> {
         let position = self.lexer.position();
         let outcome = match token {
-            Token::Resync(bytes) => {
+            Token::Stray(bytes) => {
                 self.parser.reset();
                 Some(Err(ParseError::stray(position, &bytes)))
             }
-            Token::Stray(_) | Token::TooLong if self.parser.swallowing() => None,
-            Token::Stray(bytes) => {
-                self.parser.swallow(true);
-                Some(Err(ParseError::stray(position, &bytes)))
-            }
             Token::TooLong => {
-                self.parser.swallow(false);
-                Some(Err(Self::size_limit()))
+                self.message_bytes = MESSAGE_BYTES_MAX;
+                let first = !self.parser.swallowing();
+                if first {
+                    self.parser.swallow_from(None);
+                }
+                first.then(|| Err(Self::size_limit()))
             }
             token => {
                 // At least one byte each, so that marks count too. `step` kept to the room.
@@ -157,10 +154,10 @@ impl Reader {
             });
             return Some(Err(Self::size_limit()));
         }
-        match self.parser.step(token) {
+        match self.parser.step(token, position) {
             Step::More => None,
             Step::Done(value) => Some(Ok(value)),
-            Step::Syntax(complaint) => Some(Err(ParseError::at(position, &complaint))),
+            Step::Syntax(complaint, position) => Some(Err(ParseError::at(position, &complaint))),
             Step::Limit(message) => Some(Err(ParseError {
                 position: None,
                 message: message.into(),
