@@ -5,11 +5,11 @@
 mod support;
 
 use std::io::Write;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::*;
 
 #[test]
@@ -190,6 +190,92 @@ fn a_slow_command_holds_up_only_its_own_monitor() {
         other.ok("blockdev-del", json!({"node-name": "n"}));
         first
     });
+}
+
+/// The ids of the answers to messages of a client, while a command of it waits for an NBD server and
+/// after that.
+fn ids_around_a_command_that_waits(daemon: &Daemon, enable: Value) -> (Vec<Value>, Vec<Value>) {
+    let mute = UnixListener::bind(daemon.path("mute")).unwrap();
+    let mut qmp = Qmp::connect(&daemon.path("qmp"));
+    qmp.ok("qmp_capabilities", json!({"enable": enable}));
+    let server = json!({"type": "unix", "path": daemon.text("mute")});
+    let add = json!({"driver": "nbd", "node-name": "n", "server": server});
+    for message in [
+        json!({"execute": "blockdev-add", "arguments": add, "id": "waits"}),
+        json!({"execute": "query-version", "id": "in order"}),
+        json!({"exec-oob": "query-version", "id": "refused"}),
+        json!({"exec-oob": "no-such-command", "id": "unknown"}),
+        json!({"exec-oob": 7, "id": "no name"}),
+        json!({"exec-oob": "query-version", "execute": "query-version", "id": "both"}),
+    ] {
+        qmp.send(message.to_string().as_bytes());
+    }
+    let mut before = Vec::new();
+    if enable == json!(["oob"]) {
+        before.extend((0..3).map(|_| qmp.answer().unwrap()["id"].clone()));
+    }
+    drop(mute.accept().unwrap());
+    drop(mute);
+    let after = (before.len()..6).map(|_| qmp.answer().unwrap()["id"].clone());
+    let after = after.collect();
+    std::fs::remove_file(daemon.path("mute")).unwrap();
+    (before, after)
+}
+
+#[test]
+fn exec_oob_overtakes_a_command_that_waits() {
+    let daemons = [Some(Daemon::start(&[])), Daemon::qsd(&[])];
+    for daemon in daemons.into_iter().flatten() {
+        let (before, after) = ids_around_a_command_that_waits(&daemon, json!(["oob"]));
+        assert_eq!(before, ["refused", "unknown", "no name"]);
+        assert_eq!(after, ["waits", "in order", "both"]);
+        // Without the capability nothing overtakes.
+        let (_, after) = ids_around_a_command_that_waits(&daemon, json!([]));
+        let order = ["waits", "in order", "refused", "unknown", "no name", "both"];
+        assert_eq!(after, order);
+    }
+}
+
+#[test]
+fn what_was_read_ahead_is_answered_in_order() {
+    let daemon = Daemon::start(&[]);
+    let mut qmp = Qmp::connect(&daemon.path("qmp"));
+    qmp.ok("qmp_capabilities", json!({"enable": ["oob"]}));
+    let mut all = String::new();
+    for id in 0..500 {
+        let long = "x".repeat(id * 32);
+        all += &json!({"execute": "query-version", "arguments": {"x": long}, "id": id}).to_string();
+    }
+    let mut writer = qmp.stream().try_clone().unwrap();
+    let sender = std::thread::spawn(move || writer.write_all(all.as_bytes()));
+    for id in 0..500 {
+        assert_eq!(qmp.answer().unwrap()["id"], id);
+    }
+    sender.join().unwrap().unwrap();
+    qmp.half_close();
+    assert_eq!(qmp.answer(), None);
+}
+
+#[test]
+fn quit_answers_nothing_that_was_read_ahead() {
+    let mut daemon = Daemon::start(&[]);
+    let mut qmp = Qmp::connect(&daemon.path("qmp"));
+    qmp.ok("qmp_capabilities", json!({"enable": ["oob"]}));
+    qmp.send(br#"{"execute": "quit", "id": 1} {"execute": "query-version", "id": 2}"#);
+    assert_eq!(qmp.answer().unwrap(), json!({"return": {}, "id": 1}));
+    assert_eq!(qmp.answer(), None);
+    assert!(daemon.wait().success());
+}
+
+#[test]
+fn the_line_after_a_broken_string_is_a_command() {
+    let daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    qmp.send(b"{\"a\":\"\n");
+    assert_eq!(qmp.answer().unwrap()["error"]["class"], "GenericError");
+    for _ in 0..2 {
+        qmp.ok("query-version", json!({}));
+    }
 }
 
 #[test]

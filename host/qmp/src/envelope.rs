@@ -87,6 +87,12 @@ impl Request {
     }
 }
 
+/// Whether a client that negotiated `oob` wants `message` answered before those in front of it.
+pub fn overtakes(message: &Value) -> bool {
+    let member = |name| message.get(name).is_some();
+    member("exec-oob") && !member("execute")
+}
+
 fn bad_member(member: &str, offence: &str) -> Error {
     Error::generic(format!("QMP input member '{member}' {offence}"))
 }
@@ -192,7 +198,8 @@ impl Session {
     }
 }
 
-/// No command may overtake others, as in QSD; an unknown one is unknown first.
+/// No command may run beside another of its client, as in QSD; an unknown one is unknown first. The
+/// refusal itself overtakes.
 fn refuse_oob(name: &str) -> Error {
     if crate::commands::Command::NAMES.contains(&name) {
         Error::generic(format!("The command {name} does not support OOB"))
