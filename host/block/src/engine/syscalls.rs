@@ -112,6 +112,17 @@ fn transfer(
     }
 }
 
+/// `_IO(0x12, 94)`, the same on every architecture that we run on.
+const BLKROGET: libc::Ioctl = 0x125e;
+
+/// Whether a block device refuses writes, though it may be open for them. `false`: it is none.
+pub(crate) fn is_read_only_device(fd: BorrowedFd<'_>) -> bool {
+    let mut read_only: libc::c_int = 0;
+    // SAFETY: the kernel writes one int, and only if the descriptor is a block device's.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), BLKROGET, &raw mut read_only) };
+    r == 0 && read_only != 0
+}
+
 #[repr(C)]
 struct CachestatRange {
     off: u64,

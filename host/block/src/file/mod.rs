@@ -27,7 +27,7 @@ use tokio::sync::{Mutex as AsyncMutex, RwLock as AsyncRwLock};
 use crate::engine::background::Finish;
 use crate::engine::buffer::{IoMem, Iov};
 use crate::engine::syscalls;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gate::{Gate, Pass};
 use crate::trace::Trace;
 use crate::{ByteRange, Errno};
@@ -75,6 +75,8 @@ struct Inner {
     /// As it was opened first; what can change since is below.
     options: FileOptions,
     read_only: AtomicBool,
+    /// Why it is, though it was to be written.
+    refused: Option<Error>,
     direct: AtomicBool,
     no_flush: AtomicBool,
     unmap: AtomicBool,
@@ -177,6 +179,7 @@ impl HostFile {
             locks: lock::Locks::new(options.locking, fd.as_fd()),
             fd,
             read_only: AtomicBool::new(opened.read_only),
+            refused: opened.refused,
             direct: AtomicBool::new(options.direct),
             no_flush: AtomicBool::new(options.no_flush),
             unmap: AtomicBool::new(options.unmap),
@@ -237,6 +240,12 @@ impl HostFile {
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.0.read_only.load(Ordering::Acquire)
+    }
+
+    /// Why it is, though it was to be written (`auto-read-only`).
+    #[must_use]
+    pub fn why_read_only(&self) -> Option<&Error> {
+        self.0.refused.as_ref().filter(|_| self.is_read_only())
     }
 
     /// The discards that it was given.

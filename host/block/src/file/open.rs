@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::engine::Aio;
 use crate::engine::buffer::Buf;
+use crate::engine::syscalls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::strerror;
 
@@ -60,6 +61,8 @@ impl FileOptions {
 pub(super) struct Opened {
     pub(super) file: File,
     pub(super) read_only: bool,
+    /// Why it is read-only, though it was wanted otherwise.
+    pub(super) refused: Option<Error>,
     pub(super) device: bool,
     pub(super) len: u64,
     pub(super) align: u32,
@@ -79,7 +82,8 @@ pub(super) fn open(options: &FileOptions) -> Result<Opened> {
             "Could not open '{path}': it is an export of this daemon"
         )));
     }
-    let (file, read_only) = open_file(options)?;
+    let (file, refused) = open_file(options)?;
+    let read_only = options.read_only || refused.is_some();
     let could_not = |e: std::io::Error| could_not_open(&options.path, &e);
     let meta = file.metadata().map_err(could_not)?;
     let kind = meta.file_type();
@@ -113,6 +117,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Opened> {
     Ok(Opened {
         file,
         read_only,
+        refused,
         device,
         len,
         align,
@@ -131,11 +136,11 @@ pub(super) fn could_not_open(path: &Path, e: &std::io::Error) -> Error {
     )
 }
 
-/// The file, and whether it was opened for reading only. Without waiting: a
-/// FIFO with no writer must not hold up the monitor.
-fn open_file(options: &FileOptions) -> Result<(File, bool)> {
+/// The file, and why it was opened for reading only if that was not wanted.
+/// Without waiting: a FIFO with no writer must not hold up the monitor.
+fn open_file(options: &FileOptions) -> Result<(File, Option<Error>)> {
     if let Some(fd) = &options.opened {
-        return adopt(options, fd).map_err(|e| could_not_open(&options.path, &e));
+        return adopt(options, fd);
     }
     let flags =
         libc::O_CLOEXEC | libc::O_NONBLOCK | if options.direct { libc::O_DIRECT } else { 0 };
@@ -146,31 +151,55 @@ fn open_file(options: &FileOptions) -> Result<(File, bool)> {
             .custom_flags(flags)
             .open(&options.path)
     };
-    match open(!options.read_only) {
-        Ok(file) => Ok((file, options.read_only)),
-        Err(e)
-            if !options.read_only
-                && options.auto_read_only
-                && matches!(
-                    e.raw_os_error(),
-                    Some(libc::EACCES | libc::EROFS | libc::EPERM)
-                ) =>
-        {
-            let file = open(false).map_err(|e| could_not_open(&options.path, &e))?;
-            Ok((file, true))
+    let refused = match open(!options.read_only) {
+        Ok(file) if options.read_only || !syscalls::is_read_only_device(file.as_fd()) => {
+            return Ok((file, None));
         }
-        Err(e) => Err(could_not_open(&options.path, &e)),
+        // The kernel opens it for writing, and fails every write.
+        Ok(_) => device_not_writable(),
+        Err(e)
+            if matches!(
+                e.raw_os_error(),
+                Some(libc::EACCES | libc::EROFS | libc::EPERM)
+            ) =>
+        {
+            could_not_open(&options.path, &e)
+        }
+        Err(e) => return Err(could_not_open(&options.path, &e)),
+    };
+    if options.read_only || !options.auto_read_only {
+        return Err(refused);
     }
+    let file = open(false).map_err(|e| could_not_open(&options.path, &e))?;
+    Ok((file, Some(refused)))
+}
+
+/// QEMU's sentence for a block device that is read-only as a whole.
+pub(super) fn device_not_writable() -> Error {
+    Error::new(
+        ErrorKind::Io,
+        "The device is not writable: Permission denied".to_owned(),
+    )
 }
 
 /// A descriptor that was passed: whoever opened it chose the access, `cache.direct` is ours.
-fn adopt(options: &FileOptions, fd: &OwnedFd) -> std::io::Result<(File, bool)> {
+fn adopt(options: &FileOptions, fd: &OwnedFd) -> Result<(File, Option<Error>)> {
     use rustix::fs::OFlags;
-    let file = File::from(fd.try_clone()?);
-    let mut flags = rustix::fs::fcntl_getfl(&file)?;
-    flags.set(OFlags::DIRECT, options.direct);
-    rustix::fs::fcntl_setfl(&file, flags)?;
-    Ok((file, options.read_only))
+    let own = || -> std::io::Result<File> {
+        let file = File::from(fd.try_clone()?);
+        let mut flags = rustix::fs::fcntl_getfl(&file)?;
+        flags.set(OFlags::DIRECT, options.direct);
+        rustix::fs::fcntl_setfl(&file, flags)?;
+        Ok(file)
+    };
+    let file = own().map_err(|e| could_not_open(&options.path, &e))?;
+    if options.read_only || !syscalls::is_read_only_device(file.as_fd()) {
+        return Ok((file, None));
+    }
+    match options.auto_read_only {
+        true => Ok((file, Some(device_not_writable()))),
+        false => Err(device_not_writable()),
+    }
 }
 
 /// From here on the ring may wait for the file: with `O_NONBLOCK` it would

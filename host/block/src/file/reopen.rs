@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 use crate::engine::syscalls;
 use crate::error::Result;
 
-use super::open::{could_not_open, direct_align};
+use super::open::{could_not_open, device_not_writable, direct_align};
 use super::{HostFile, Inner};
 
 /// What a file that is open can be told.
@@ -67,6 +67,9 @@ impl HostFile {
             let own = format!("/proc/self/fd/{}", self.as_fd().as_raw_fd());
             let open = OpenOptions::new().read(true).write(true).open(own);
             let file = open.map_err(failed)?;
+            if syscalls::is_read_only_device(file.as_fd()) {
+                return Err(device_not_writable());
+            }
             inner.locks.move_to(self.as_fd(), file.as_fd())?;
             syscalls::replace(self.as_fd(), file.as_fd()).map_err(failed)?;
             inner.read_only.store(false, Ordering::Release);

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use outport_block::bitmap::Held;
+use outport_block::file::HostFile;
 use outport_block::metacontext::ContextProvider;
 use outport_block::{IoThread, Node};
 use outport_export::{Access, Export, ExportContext, ExportOptions, Reads};
@@ -146,7 +147,9 @@ async fn check_and_add(
         BlockExportBranch::VhostUserBlk(_) => export_vhost_user::claim(writable),
     };
     let node = daemon.graph.borrow().lookup("", &options.node_name)?;
-    if writable && node.is_read_only() {
+    // A file that cannot be written says why when it is used.
+    let refused = node.host_file().and_then(HostFile::why_read_only);
+    if writable && node.is_read_only() && refused.is_none() {
         return Err(Error::generic("Cannot export read-only node as writable"));
     }
     let known = iothreads(daemon, options.iothread.clone())?;

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use hashlink::LinkedHashMap;
 use outport_block::Node;
+use outport_block::file::HostFile;
 use outport_block::filter::ThrottleGroup;
 use outport_qmp::Error;
 use outport_qmp::error::is_identifier;
@@ -352,12 +353,13 @@ impl Graph {
     fn check_below(&self, name: &str) -> Result<(), Error> {
         let claim = self.claim(name);
         let writes = !claim.required.and(Permissions::WRITE).is_empty();
-        if writes
-            && self
-                .find(name)
-                .is_some_and(|entry| entry.node.is_read_only())
-        {
-            return Err(Error::generic("Block node is read-only"));
+        let read_only = |entry: &&Entry| writes && entry.node.is_read_only();
+        if let Some(entry) = self.find(name).filter(read_only) {
+            let refused = entry.node.host_file().and_then(HostFile::why_read_only);
+            return Err(match refused {
+                Some(refused) => Error::generic(refused.to_string()),
+                None => Error::generic("Block node is read-only"),
+            });
         }
         self.check_inactive(name, claim)?;
         self.check_conflicts(name)?;
