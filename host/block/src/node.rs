@@ -524,7 +524,7 @@ impl Node {
                 let window = raw.get();
                 Box::pin(async move { window.child.prefetch(window.place(range)?).await })
             }
-            Kind::Filter(filter) => filter.child().1.prefetch(range),
+            Kind::Filter(filter) => Box::pin(async move { filter.child().1.prefetch(range).await }),
             Kind::Remote(remote) => Box::pin(remote.prefetch(range)),
             _ => Box::pin(std::future::ready(Ok(()))),
         }
@@ -630,11 +630,11 @@ impl Node {
             Kind::Raw(raw) => vec![("file", raw.now().child.clone())],
             Kind::Filter(filter) => {
                 let (role, child) = filter.child();
-                vec![(role, child.clone())]
+                vec![(role, Arc::clone(&child))]
             }
             Kind::Image(image) => {
                 let names = std::iter::once("file").chain(std::iter::repeat("data-file"));
-                let storage = names.zip(image.storage().cloned());
+                let storage = names.zip(image.storage());
                 let backing = image.backing().map(|backing| ("backing", backing));
                 storage.chain(backing).collect()
             }

@@ -27,6 +27,15 @@ pub struct Window {
 }
 
 impl Window {
+    /// All of a node.
+    pub(crate) const fn whole(child: Arc<Node>) -> Self {
+        Self {
+            child,
+            offset: 0,
+            size: None,
+        }
+    }
+
     /// Where a request of `len` bytes begins in the child, and how many of them the window shows:
     /// those behind read as zeroes.
     pub(crate) fn shown(&self, offset: u64, len: u64) -> Result<(u64, u64), Errno> {

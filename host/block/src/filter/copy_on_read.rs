@@ -36,7 +36,7 @@ impl CopyOnRead {
     }
 
     /// The image behind it, if it can take copies.
-    fn image(&self) -> Option<&Arc<Image>> {
+    fn image(&self) -> Option<Arc<Image>> {
         let image = image_below(&self.child)?;
         (image.is_writable() && image.backing().is_some()).then_some(image)
     }
@@ -50,7 +50,7 @@ impl CopyOnRead {
         let range = ByteRange::new(offset, mem.len() as u64).ok_or(Errno::Inval)?;
         if let Some(image) = self.image()
             && !image.is_all_here(range)
-            && let Err(errno) = self.copy(image, range).await
+            && let Err(errno) = self.copy(&image, range).await
         {
             tracing::debug!(range = ?range, %errno, "not copied on read");
         }

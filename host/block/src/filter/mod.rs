@@ -10,12 +10,16 @@ pub mod compress;
 pub mod copy_on_read;
 pub mod throttle;
 
+use std::ops::Deref;
 use std::sync::Arc;
+
+use arc_swap::Guard;
 
 use crate::engine::buffer::{IoMem, Iov};
 use crate::format::Codec;
 use crate::image::Image;
 use crate::node::{Ask, Front, Kind, NodeFuture, Segment, Status};
+use crate::window::Window;
 use crate::{Buf, ByteRange, Errno, Node};
 
 pub use blkdebug::Blkdebug;
@@ -37,28 +41,48 @@ pub enum Filter {
 }
 
 /// The image at or below a node, through filters, which change no offsets.
-fn image_below(node: &Arc<Node>) -> Option<&Arc<Image>> {
-    let mut node = node;
-    while let Kind::Filter(filter) = node.kind() {
-        node = filter.child().1;
+fn image_below(node: &Arc<Node>) -> Option<Arc<Image>> {
+    match node.kind() {
+        Kind::Filter(filter) => image_below(&filter.child().1),
+        _ => node.image().cloned(),
     }
-    node.image()
+}
+
+/// The node behind a filter: the same for ever, or that of the moment. A request that is on its way
+/// keeps it.
+#[derive(Debug)]
+pub enum Below<'f> {
+    /// The same for ever.
+    Fixed(&'f Arc<Node>),
+    /// Of the moment.
+    Now(Guard<Arc<Window>>),
+}
+
+impl Deref for Below<'_> {
+    type Target = Arc<Node>;
+
+    fn deref(&self) -> &Arc<Node> {
+        match self {
+            Self::Fixed(child) => child,
+            Self::Now(window) => &window.child,
+        }
+    }
 }
 
 impl Filter {
     /// The child, and QEMU's name for its role.
     #[must_use]
-    pub fn child(&self) -> (&'static str, &Arc<Node>) {
+    pub fn child(&self) -> (&'static str, Below<'_>) {
         match self {
-            Self::Blkdebug(debug) => ("image", debug.child()),
-            Self::Compress(compress) => ("file", compress.child()),
-            Self::CopyOnRead(copy) => ("file", copy.child()),
-            Self::Throttle(throttle) => ("file", throttle.child()),
+            Self::Blkdebug(debug) => ("image", Below::Fixed(debug.child())),
+            Self::Compress(compress) => ("file", Below::Fixed(compress.child())),
+            Self::CopyOnRead(copy) => ("file", Below::Fixed(copy.child())),
+            Self::Throttle(throttle) => ("file", Below::Now(throttle.child())),
         }
     }
 
     /// The child, if reads of the range go straight to it.
-    fn plain_reads(&self, range: ByteRange) -> Option<&Arc<Node>> {
+    fn plain_reads(&self, range: ByteRange) -> Option<Below<'_>> {
         let plain = match self {
             Self::Blkdebug(debug) => debug.is_quiet(),
             Self::Compress(_) => true,
@@ -69,7 +93,7 @@ impl Filter {
     }
 
     /// The child, if writes go straight to it.
-    fn plain_writes(&self) -> Option<&Arc<Node>> {
+    fn plain_writes(&self) -> Option<Below<'_>> {
         let plain = match self {
             Self::Blkdebug(debug) => debug.is_quiet(),
             Self::Compress(_) => false,
@@ -104,7 +128,7 @@ impl Filter {
 
     pub(crate) fn read(&self, offset: u64, mem: IoMem) -> NodeFuture<'_, ()> {
         let range = ByteRange::new(offset, mem.len() as u64).unwrap_or_default();
-        if let Some(child) = self.plain_reads(range) {
+        if let Some(Below::Fixed(child)) = self.plain_reads(range) {
             return child.read_mem(offset, mem);
         }
         match self {
@@ -116,7 +140,7 @@ impl Filter {
     }
 
     pub(crate) fn write(&self, offset: u64, mem: IoMem, fua: bool) -> NodeFuture<'_, ()> {
-        if let Some(child) = self.plain_writes() {
+        if let Some(Below::Fixed(child)) = self.plain_writes() {
             return child.write_mem(offset, mem, fua);
         }
         match self {
@@ -146,7 +170,9 @@ impl Filter {
     pub(crate) fn flush(&self) -> NodeFuture<'_, ()> {
         match self {
             Self::Blkdebug(debug) => Box::pin(debug.flush()),
-            _ => self.child().1.flush_as_child(),
+            Self::Compress(compress) => compress.child().flush_as_child(),
+            Self::CopyOnRead(copy) => copy.child().flush_as_child(),
+            Self::Throttle(throttle) => Box::pin(throttle.flush()),
         }
     }
 
@@ -172,7 +198,9 @@ impl Filter {
     pub(crate) fn status(&self, range: ByteRange) -> NodeFuture<'_, Status> {
         match self {
             Self::Blkdebug(debug) => Box::pin(debug.status(range)),
-            _ => self.child().1.status(range),
+            Self::Compress(compress) => compress.child().status(range),
+            Self::CopyOnRead(copy) => copy.child().status(range),
+            Self::Throttle(throttle) => Box::pin(throttle.status(range)),
         }
     }
 }

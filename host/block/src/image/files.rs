@@ -2,8 +2,9 @@
 //! ever written.
 //!
 //! Shared between the image and its plugin instance (which sees it as
-//! [`FormatFiles`]). Slots are granted while the image opens and never change,
-//! so a request finds its file without a lock. Invariant: bytes at or beyond
+//! [`FormatFiles`]). Slots are granted while the image opens; a request finds its
+//! file without a lock, and only a reopen, while nobody is inside, puts another
+//! one in its place. Invariant: bytes at or beyond
 //! `reach` of a slot were never written through this image and lay past the end
 //! of the file when it was opened, so they read as zeroes. A device has no bytes past its end: none
 //! of its space is ever taken for unwritten.
@@ -13,6 +14,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use arc_swap::{ArcSwap, Guard};
 
 use crate::engine::buffer::Buf;
 use crate::error::{Error, ErrorKind};
@@ -37,7 +40,7 @@ const WRITE_OUT_DEPTH: usize = 64;
 pub type EventSink = Arc<dyn Fn(ImageEvent) + Send + Sync>;
 
 struct Slot {
-    node: Arc<Node>,
+    node: ArcSwap<Node>,
     reach: AtomicU64,
 }
 
@@ -96,13 +99,26 @@ impl ImageFiles {
     }
 
     /// The node behind a slot.
-    pub(crate) fn node(&self, slot: u32) -> Result<&Arc<Node>, Errno> {
-        self.slot(slot).map(|s| &s.node)
+    pub(crate) fn node(&self, slot: u32) -> Result<Guard<Arc<Node>>, Errno> {
+        self.slot(slot).map(|s| s.node.load())
     }
 
     /// All nodes, by slot.
-    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
-        self.slots.iter().map_while(OnceLock::get).map(|s| &s.node)
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = Arc<Node>> {
+        let slots = self.slots.iter().map_while(OnceLock::get);
+        slots.map(|s| s.node.load_full())
+    }
+
+    /// Another image file, for everyone; returns the one before. Nobody is inside, and nothing is
+    /// queued.
+    pub(crate) fn exchange_primary(&self, node: Arc<Node>) -> Result<Arc<Node>, Errno> {
+        let slot = self.slot(0)?;
+        let len = node.len_bytes();
+        let old = slot.node.swap(node);
+        slot.reach.store(len, Ordering::Release);
+        *self.room_known() = Room::default();
+        self.note_short(false);
+        Ok(old)
     }
 
     /// Tell the control plane.
@@ -163,8 +179,9 @@ impl ImageFiles {
         self.state.store(0, Ordering::Release);
         *self.room_known() = Room::default();
         for slot in self.slots.iter().map_while(OnceLock::get) {
-            slot.node.look_again();
-            slot.reach.store(slot.node.len_bytes(), Ordering::Release);
+            let node = slot.node.load();
+            node.look_again();
+            slot.reach.store(node.len_bytes(), Ordering::Release);
         }
     }
 
@@ -189,12 +206,13 @@ impl ImageFiles {
     /// Cut the file. Nobody writes beyond `len`.
     pub(crate) async fn cut(&self, number: u32, len: u64) -> Result<(), Errno> {
         let slot = self.slot(number)?;
-        if len < slot.node.len_bytes() {
+        let node = slot.node.load();
+        if len < node.len_bytes() {
             self.room_known()
                 .forget(number, ByteRange::between(len, ByteRange::END_MAX));
-            slot.node.resize_storage(len).await?;
+            node.resize_storage(len).await?;
         }
-        slot.reach.store(slot.node.len_bytes(), Ordering::Release);
+        slot.reach.store(node.len_bytes(), Ordering::Release);
         Ok(())
     }
 
@@ -320,15 +338,16 @@ impl Slot {
     fn new(node: Arc<Node>) -> Self {
         Self {
             reach: AtomicU64::new(node.len_bytes()),
-            node,
+            node: ArcSwap::new(node),
         }
     }
 
     /// Not further than the file can get: what is behind is not there.
     fn reach(&self) -> u64 {
         let reach = self.reach.load(Ordering::Acquire);
-        let reach = reach.max(self.node.len_bytes());
-        self.node.len_max().map_or(reach, |max| reach.min(max))
+        let node = self.node.load();
+        let reach = reach.max(node.len_bytes());
+        node.len_max().map_or(reach, |max| reach.min(max))
     }
 }
 

@@ -151,7 +151,8 @@ impl Image {
     /// it.
     async fn write_sealed(&self, limbo: &mut Limbo) -> Result<(), Errno> {
         self.files.write_out(Stage::Prepare).await?;
-        let flushes = self.files.nodes().map(|node| node.flush_as_child());
+        let nodes: Vec<_> = self.files.nodes().collect();
+        let flushes = nodes.iter().map(|node| node.flush_as_child());
         for result in futures_util::future::join_all(flushes).await {
             result?;
         }

@@ -194,7 +194,7 @@ impl Image {
     }
 
     /// Storage children by slot; slot 0 is the image file.
-    pub fn storage(&self) -> impl Iterator<Item = &Arc<Node>> {
+    pub fn storage(&self) -> impl Iterator<Item = Arc<Node>> {
         self.files.nodes()
     }
 

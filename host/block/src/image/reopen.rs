@@ -1,5 +1,5 @@
-//! Changing how an image is open while it is used: written or only read, over which backing node,
-//! with which options, or left to somebody else for a while.
+//! Changing how an image is open while it is used: written or only read, in which file, over which
+//! backing node, with which options, or left to somebody else for a while.
 //!
 //! On an iothread that the control plane asks. The node is drained, the image put away as at its
 //! end, and opened again by a fresh instance: what was known of it is forgotten. Invariant: on an
@@ -31,6 +31,8 @@ pub enum NewBacking {
 pub struct Change {
     /// Whether it can be written.
     pub writable: Option<bool>,
+    /// The image file.
+    pub file: Option<Arc<Node>>,
     /// The backing node.
     pub backing: Option<NewBacking>,
     /// The format's options: a JSON object.
@@ -51,6 +53,7 @@ fn check_open(plugin: &Plugin, node_name: &str) -> Result<()> {
 /// How the image was open before.
 struct Before {
     writable: bool,
+    file: Option<Arc<Node>>,
     backing: Option<Arc<Node>>,
     grants: Vec<Grant>,
     options: String,
@@ -66,7 +69,8 @@ impl Image {
     pub async fn reopen(&self, change: Change) -> Result<()> {
         let name = self.files.node_name().to_owned();
         let backing = self.backing();
-        let _passing: Vec<_> = backing.iter().map(|it| it.drain_throttles()).collect();
+        let below: Vec<_> = self.storage().chain(backing).collect();
+        let _passing: Vec<_> = below.iter().map(|it| it.drain_throttles()).collect();
         let _drained = self.gate.drain().await;
         check_open(&*self.plugin.lock().await, &name)?;
         if self.is_writable() {
@@ -74,10 +78,13 @@ impl Image {
         }
         let mut plugin = self.plugin.lock().await;
         check_open(&plugin, &name)?;
-        let before = self.apply_change(&mut plugin, change);
+        let before = self.apply_change(&mut plugin, change)?;
         let opened = self.open_again(&mut plugin).await;
         if opened.is_err() {
             self.writable.store(before.writable, Ordering::Release);
+            if let Some(file) = before.file {
+                self.exchange_file(file)?;
+            }
             self.backing.store(before.backing);
             plugin.grants = before.grants;
             plugin.options = before.options;
@@ -145,9 +152,16 @@ impl Image {
         opened.map_err(|e| control_error(&name, e))
     }
 
-    fn apply_change(&self, plugin: &mut Plugin, change: Change) -> Before {
+    fn exchange_file(&self, file: Arc<Node>) -> Result<Arc<Node>> {
+        let exchanged = self.files.exchange_primary(file);
+        exchanged.map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()))
+    }
+
+    fn apply_change(&self, plugin: &mut Plugin, change: Change) -> Result<Before> {
+        let file = change.file.map(|it| self.exchange_file(it)).transpose()?;
         let before = Before {
             writable: self.is_writable(),
+            file,
             backing: self.backing(),
             grants: plugin.grants.clone(),
             options: plugin.options.clone(),
@@ -172,7 +186,7 @@ impl Image {
                 grant.what = what;
             }
         }
-        before
+        Ok(before)
     }
 
     async fn open_again(&self, plugin: &mut Plugin) -> std::result::Result<(), FormatError> {

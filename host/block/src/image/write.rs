@@ -167,8 +167,11 @@ impl Image {
                 in_place: true,
             } = run.place
             {
-                let node = self.files.node(slot)?;
-                in_place.push(node.write_as(Event::WRITE_AIO, offset, part(run.len), fua));
+                let (files, part) = (&self.files, part(run.len));
+                in_place.push(async move {
+                    let node = files.node(slot)?;
+                    node.write_as(Event::WRITE_AIO, offset, part, fua).await
+                });
                 at += run.len;
             } else {
                 at += self.allocate(rest, &part(rest.len())).await?;

@@ -40,7 +40,7 @@ impl Node {
                 size.fetch_max(len, Ordering::AcqRel);
                 Box::pin(std::future::ready(Ok(())))
             }
-            Kind::Filter(filter) => filter.child().1.grow_to(len),
+            Kind::Filter(filter) => Box::pin(async move { filter.child().1.grow_to(len).await }),
             Kind::Raw(_) | Kind::Image(_) | Kind::Remote(_) => refused(Errno::NotSup),
         }
     }
@@ -69,7 +69,9 @@ impl Node {
                 size.store(len, Ordering::Release);
                 Box::pin(std::future::ready(Ok(())))
             }
-            Kind::Filter(filter) => filter.child().1.resize_storage(len),
+            Kind::Filter(filter) => {
+                Box::pin(async move { filter.child().1.resize_storage(len).await })
+            }
             Kind::Raw(_) | Kind::Image(_) | Kind::Remote(_) => refused(Errno::NotSup),
         }
     }

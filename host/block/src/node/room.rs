@@ -20,7 +20,7 @@ impl Node {
                 })
             }
             Kind::Null { .. } => Box::pin(std::future::ready(Ok(()))),
-            Kind::Filter(filter) => filter.child().1.reserve(range),
+            Kind::Filter(filter) => Box::pin(async move { filter.child().1.reserve(range).await }),
             Kind::Image(_) | Kind::Remote(_) => super::refused(Errno::NotSup),
         }
     }

@@ -289,6 +289,7 @@ impl Opening<'_> {
             detect_zeroes: common.detect_zeroes,
             direct: inherited.direct,
             no_flush: inherited.no_flush,
+            force_share: inherited.force_share,
         });
         if !backing {
             let mut graph = self.daemon.graph.borrow_mut();

@@ -228,6 +228,7 @@ impl<'d> Opening<'d> {
                 detect_zeroes: common.detect_zeroes,
                 direct: common.direct,
                 no_flush: common.no_flush,
+                force_share: common.force_share,
             });
             Ok(name)
         })

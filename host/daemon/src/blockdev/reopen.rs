@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use outport_block::Node;
 use outport_block::file::FileMode;
+use outport_block::filter::ThrottleGroup;
 use outport_block::image::{Change as ImageChange, NewBacking};
 use outport_block::node::Kind;
 use outport_block::window::{OldWindow, Window};
@@ -44,8 +45,15 @@ struct Change {
 enum Data {
     Nothing,
     Window(Window),
+    Throttle(Throttled),
     File(FileMode),
     Image(ImageChange),
+}
+
+/// A throttle's other child and other group.
+struct Throttled {
+    child: Option<Arc<Node>>,
+    group: Option<Arc<ThrottleGroup>>,
 }
 
 /// Gives nodes other options, all of them or none.
@@ -276,6 +284,7 @@ async fn reopen_images(daemon: &Daemon, changes: &[Change]) -> Result<(), Error>
         };
         let before = ImageChange {
             writable: asked.writable.map(|_| image.is_writable()),
+            file: asked.file.as_ref().and_then(|_| image.storage().next()),
             backing: asked.backing.as_ref().map(|_| match image.backing() {
                 Some(node) => NewBacking::Node(node),
                 None => NewBacking::None,
@@ -318,6 +327,14 @@ async fn leave_windows(changes: &[Change]) {
             Kind::Raw(raw) => Some(raw.exchange(window.clone())),
             _ => None,
         },
+        Data::Throttle(asked) => {
+            let throttle = change.node.throttle()?;
+            if let Some(group) = &asked.group {
+                throttle.join(group.clone());
+            }
+            let child = asked.child.clone();
+            child.map(|child| throttle.exchange(child))
+        }
         _ => None,
     });
     let old: Vec<OldWindow> = exchanged.collect();

@@ -42,6 +42,8 @@ pub(crate) struct Entry {
     pub(crate) detect_zeroes: outport_qmp::types::block_core::BlockdevDetectZeroesOptions,
     pub(crate) direct: bool,
     pub(crate) no_flush: bool,
+    /// No image locks are taken: others may write.
+    pub(crate) force_share: bool,
 }
 
 /// Who uses a node.
@@ -246,7 +248,7 @@ impl Graph {
             .filter_map(|entry| entry.node.throttle());
         throttles
             .into_iter()
-            .any(|throttle| Arc::ptr_eq(throttle.group(), group))
+            .any(|throttle| Arc::ptr_eq(&throttle.group(), group))
     }
 
     /// Children of a node, with their roles.

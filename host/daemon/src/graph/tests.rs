@@ -26,6 +26,7 @@ fn with(names: &[&str]) -> Graph {
             detect_zeroes: BlockdevDetectZeroesOptions::Off,
             direct: false,
             no_flush: false,
+            force_share: false,
         });
     }
     graph

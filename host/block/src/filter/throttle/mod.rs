@@ -6,7 +6,8 @@
 //! who may go: no iothread ever blocks, and requests of one group have one order.
 //!
 //! Invariants: whoever queued is let go or gave up (its receiver is gone); while a node is drained
-//! ([`Throttle::drain`]) nobody of it waits; the pump runs exactly while somebody is queued.
+//! ([`Throttle::drain`]) nobody of it waits; a request ends in the node where it came in, though child
+//! and group can be exchanged ([`Throttle::exchange`], [`Throttle::join`]); the pump runs exactly while somebody is queued.
 
 mod bucket;
 
@@ -15,10 +16,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{Notify, oneshot};
 
 use crate::engine::background;
 use crate::engine::buffer::IoMem;
+use crate::node::Status;
+use crate::window::{OldWindow, RawWindow, Window};
 use crate::{ByteRange, Errno, Node};
 
 use bucket::Buckets;
@@ -200,8 +204,8 @@ impl ThrottleGroup {
 /// The node.
 #[derive(Debug)]
 pub struct Throttle {
-    child: Arc<Node>,
-    group: Arc<ThrottleGroup>,
+    child: RawWindow,
+    group: ArcSwap<ThrottleGroup>,
     /// Tells the nodes of a group apart.
     number: u64,
     /// How many drain it now.
@@ -214,54 +218,76 @@ impl Throttle {
     pub fn new(child: Arc<Node>, group: Arc<ThrottleGroup>) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Arc::new(Self {
-            child,
-            group,
+            child: RawWindow::new(Window::whole(child)),
+            group: ArcSwap::new(group),
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             drains: AtomicU64::new(0),
         })
     }
 
     /// The node behind it.
-    #[must_use]
-    pub const fn child(&self) -> &Arc<Node> {
-        &self.child
+    pub(super) fn child(&self) -> Guard<Arc<Window>> {
+        self.child.now()
+    }
+
+    /// Another node behind it, for all requests that come from now on.
+    pub fn exchange(&self, child: Arc<Node>) -> OldWindow {
+        self.child.exchange(Window::whole(child))
     }
 
     /// Its group.
     #[must_use]
-    pub const fn group(&self) -> &Arc<ThrottleGroup> {
-        &self.group
+    pub fn group(&self) -> Arc<ThrottleGroup> {
+        self.group.load_full()
+    }
+
+    /// Another group, for all requests that come from now on; who waits goes.
+    pub fn join(&self, group: Arc<ThrottleGroup>) {
+        let old = self.group.swap(group);
+        self.let_go(&mut old.state());
     }
 
     /// Does nothing wait now?
     pub(super) fn is_open(&self) -> bool {
-        self.group.off.load(Ordering::Acquire) || self.drains.load(Ordering::Acquire) > 0
+        self.is_open_in(&self.group.load())
+    }
+
+    fn is_open_in(&self, group: &ThrottleGroup) -> bool {
+        group.off.load(Ordering::Acquire) || self.drains.load(Ordering::Acquire) > 0
+    }
+
+    /// Everyone of this node who waits.
+    fn let_go(&self, state: &mut State) {
+        let reads = state.reads.take(self.number);
+        let writes = state.writes.take(self.number);
+        for waiting in reads.chain(writes) {
+            let _ = waiting.go.send(());
+        }
     }
 
     /// Lets everyone of this node go, now and until the answer is dropped: who waits for its
     /// requests to end does not wait for the limits.
     #[must_use]
     pub fn drain(self: &Arc<Self>) -> Undrain {
-        let mut state = self.group.state();
+        let group = self.group();
+        let mut state = group.state();
         self.drains.fetch_add(1, Ordering::AcqRel);
-        let reads = state.reads.take(self.number);
-        let writes = state.writes.take(self.number);
+        self.let_go(&mut state);
         drop(state);
-        for waiting in reads.chain(writes) {
-            let _ = waiting.go.send(());
-        }
         Undrain(self.clone())
     }
 
     /// Waits until a request may go.
     async fn admit(&self, direction: Direction, bytes: u64) {
+        let group = self.group();
         let waiting = {
-            let mut state = self.group.state();
-            // Looked at under the lock: a drain that comes later finds us in the queue.
-            if self.is_open() {
+            let mut state = group.state();
+            // Looked at under the lock: a drain, or another group, that comes later finds us in the
+            // queue.
+            if self.is_open_in(&group) || !Arc::ptr_eq(&group, &self.group.load()) {
                 return;
             }
-            let now = self.group.made.elapsed();
+            let now = group.made.elapsed();
             let free = !state.queue(direction).is_wanted();
             if free && state.buckets.wait(direction, now).is_zero() {
                 state.buckets.fill(direction, bytes);
@@ -272,10 +298,10 @@ impl Throttle {
                 .queue(direction)
                 .push(self.number, Waiting { bytes, go });
             if state.pumping {
-                self.group.changed.notify_one();
+                group.changed.notify_one();
             } else {
                 state.pumping = true;
-                background::spawn(self.group.clone().pump());
+                background::spawn(group.clone().pump());
             }
             waiting
         };
@@ -284,12 +310,12 @@ impl Throttle {
 
     pub(super) async fn read(&self, offset: u64, mem: IoMem) -> Result<(), Errno> {
         self.admit(Direction::Read, mem.len() as u64).await;
-        self.child.read_mem(offset, mem).await
+        self.child.get().child.read_mem(offset, mem).await
     }
 
     pub(super) async fn write(&self, offset: u64, mem: IoMem, fua: bool) -> Result<(), Errno> {
         self.admit(Direction::Write, mem.len() as u64).await;
-        self.child.write_mem(offset, mem, fua).await
+        self.child.get().child.write_mem(offset, mem, fua).await
     }
 
     pub(super) async fn before_compressed(&self, len: usize) {
@@ -298,7 +324,15 @@ impl Throttle {
 
     pub(super) async fn discard(&self, range: ByteRange) -> Result<(), Errno> {
         self.admit(Direction::Write, range.len()).await;
-        self.child.discard(range).await
+        self.child.get().child.discard(range).await
+    }
+
+    pub(super) async fn flush(&self) -> Result<(), Errno> {
+        self.child.get().child.flush_as_child().await
+    }
+
+    pub(super) async fn status(&self, range: ByteRange) -> Result<Status, Errno> {
+        self.child.get().child.status(range).await
     }
 
     /// What has to be written instead is written below: it was let through already.
@@ -309,10 +343,11 @@ impl Throttle {
         fast: bool,
     ) -> Result<(), Errno> {
         self.admit(Direction::Write, range.len()).await;
+        let place = self.child.get();
         if fast {
-            self.child.zero_fast(range, may_unmap).await
+            place.child.zero_fast(range, may_unmap).await
         } else {
-            self.child.write_zeroes(range, may_unmap).await
+            place.child.write_zeroes(range, may_unmap).await
         }
     }
 }

@@ -15,11 +15,12 @@ use outport_qmp::de::Mode;
 use outport_qmp::types::block_core::{
     BlockdevDriverOptions, BlockdevOptions, BlockdevOptionsRaw, BlockdevRef, BlockdevRefOrNull,
 };
+use outport_qmp::types::block_filter::BlockdevOptionsThrottle;
 use serde_json::{Map, Value};
 
 use super::super::base::{Common, Inherited};
 use super::super::native::{check_window, not_negative};
-use super::{Change, Data};
+use super::{Change, Data, Throttled};
 use crate::daemon::Daemon;
 use crate::graph::{Entry, Graph, Use};
 
@@ -109,7 +110,14 @@ impl Planning<'_> {
         if options.active == Some(false) && self.graph.is_active(entry.node.name()) {
             return Err(cannot_reset("active"));
         }
+        let asked = options.force_share;
+        if asked.is_some_and(|asked| asked != entry.force_share) {
+            return Err(cannot_change("force-share"));
+        }
         let common = Common::of(options, inherited)?;
+        if entry.force_share && !common.force_share {
+            return Err(cannot_reset("force-share"));
+        }
         let mut change = Change {
             node: entry.node.clone(),
             common,
@@ -138,12 +146,49 @@ impl Planning<'_> {
                 let rest = plugin.options;
                 self.image(entry, &file, backing.as_ref(), rest, &mut change)?;
             }
+            BlockdevDriverOptions::Throttle(throttle) => {
+                self.throttle(entry, throttle, &mut change)?;
+            }
+            BlockdevDriverOptions::CopyOnRead(_) | BlockdevDriverOptions::Compress(_) => {
+                return Err(Error::generic(format!(
+                    "Block format '{}' used by node '{}' does not support reopening files",
+                    entry.node.driver(),
+                    entry.node.name()
+                )));
+            }
             _ => {
                 check_kept(entry.options.iter(), &change.options)?;
                 self.file(entry, &mut change)?;
             }
         }
         self.changes.push(change);
+        Ok(())
+    }
+
+    fn throttle(
+        &mut self,
+        entry: &Entry,
+        asked: &BlockdevOptionsThrottle,
+        change: &mut Change,
+    ) -> Result<(), Error> {
+        let Some(throttle) = entry.node.throttle() else {
+            return Ok(());
+        };
+        let group = self.daemon.objects.borrow();
+        let group = group.throttle_group(&asked.throttle_group)?;
+        let inherited = change.common.for_filter();
+        let child = self.child(entry, "file", &asked.file, &change.options, &inherited)?;
+        let now = self.graph.child_in(entry.node.name(), "file");
+        let other = now.as_deref() != Some(child.name());
+        if other {
+            change
+                .edges
+                .push(("file", Some(child.clone()), Use::Filter));
+        }
+        change.data = Data::Throttle(Throttled {
+            child: other.then_some(child),
+            group: Some(group).filter(|it| !Arc::ptr_eq(it, &throttle.group())),
+        });
         Ok(())
     }
 
@@ -214,7 +259,9 @@ impl Planning<'_> {
         let name = entry.node.name();
         let inherited = change.common.for_storage();
         let primary = self.child(entry, "file", file, &change.options, &inherited)?;
-        if self.graph.child_in(name, "file").as_deref() != Some(primary.name()) {
+        let other_file = self.graph.child_in(name, "file").as_deref() != Some(primary.name());
+        if other_file && !self.graph.is_active(name) {
+            // Nothing of the new file may be looked at before the node is active.
             return Err(cannot_change("file"));
         }
         let of_data_file =
@@ -236,9 +283,13 @@ impl Planning<'_> {
             image.backing = Some(new);
         }
         let writable = !change.common.read_only;
-        if writable == entry.node.is_read_only() {
-            let purpose = Use::Storage { writable };
-            change.edges.push(("file", Some(primary), purpose));
+        let other_mode = writable == entry.node.is_read_only();
+        let purpose = Use::Storage { writable };
+        if other_mode || other_file {
+            change.edges.push(("file", Some(primary.clone()), purpose));
+        }
+        image.file = other_file.then_some(primary);
+        if other_mode {
             let data_file = self.graph.child_in(name, "data-file");
             let data_file = data_file.and_then(|it| self.graph.find(&it));
             if let Some(data_file) = data_file {
@@ -265,7 +316,10 @@ impl Planning<'_> {
             // Somebody else has it: it is opened for writing when it becomes active.
             image.writable = None;
         }
-        let same = image.writable.is_none() && image.backing.is_none() && image.options.is_none();
+        let same = image.writable.is_none()
+            && image.file.is_none()
+            && image.backing.is_none()
+            && image.options.is_none();
         if !same {
             change.data = Data::Image(image);
         }
@@ -340,11 +394,12 @@ impl Planning<'_> {
                 return Err(Error::generic(format!("backing is missing for '{name}'")));
             }
             None => return Ok(None),
-            Some(BlockdevRefOrNull::Reference(node)) if !node.is_empty() => {
-                BlockdevRef::Reference(node.clone())
+            Some(BlockdevRefOrNull::Reference(node)) if node.is_empty() => {
+                return Err(Error::no_such_device_or_node("", ""));
             }
+            Some(BlockdevRefOrNull::Reference(node)) => BlockdevRef::Reference(node.clone()),
             Some(BlockdevRefOrNull::Definition(node)) => BlockdevRef::Definition(node.clone()),
-            Some(BlockdevRefOrNull::Null(()) | BlockdevRefOrNull::Reference(_)) => {
+            Some(BlockdevRefOrNull::Null(())) => {
                 return Ok(now.is_some().then_some(NewBacking::None));
             }
         };
