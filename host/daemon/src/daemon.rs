@@ -109,6 +109,13 @@ impl Daemon {
         }
     }
 
+    /// The iothread object that a node was moved to, if it is still there.
+    pub(crate) fn iothread_of(&self, node: &str) -> Option<String> {
+        let graph = self.graph.borrow();
+        let id = graph.iothread_of(node)?;
+        self.objects.borrow().iothread_id(id).ok()
+    }
+
     /// The iothread of everything that names none; started when it is needed first.
     ///
     /// # Errors

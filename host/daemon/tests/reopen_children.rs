@@ -273,3 +273,84 @@ fn a_file_that_is_no_image_is_refused_and_the_image_stays() {
     ];
     assert!(on_export(&daemon, "qemu-io", &read));
 }
+
+#[test]
+fn iothreads_do_not_move_under_exports_that_are_fixed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    for name in ["a", "b"] {
+        file(path(name).as_ref(), 1 << 20);
+    }
+    let node = |name: &str| {
+        let filename = path(name);
+        add(json!({"driver": "file", "node-name": name, "filename": filename}))
+    };
+    let raw = |file: &str| json!({"driver": "raw", "node-name": "r", "file": file});
+    let export = |id: &str, node: &str, more: Value| {
+        let export = json!({"type": "nbd", "id": id, "node-name": node, "name": id});
+        ("block-export-add", with(export, &more))
+    };
+    let fixed = |iothread: &str| json!({"iothread": iothread, "fixed-iothread": true});
+    let set = |arguments: Value| ("x-blockdev-set-iothread", arguments);
+    let iothread = |id: &str| ("object-add", json!({"qom-type": "iothread", "id": id}));
+    let address = json!({"type": "unix", "data": {"path": path("nbd")}});
+    same(&[
+        ("nbd-server-start", json!({"addr": address})),
+        iothread("i0"),
+        iothread("i1"),
+        node("a"),
+        node("b"),
+        // Of nodes that nobody uses.
+        set(json!({"node-name": "a", "iothread": "i0"})),
+        set(json!({"node-name": "a", "iothread": null})),
+        set(json!({"node-name": "a", "iothread": ""})),
+        set(json!({"node-name": "a", "iothread": "zz"})),
+        set(json!({"node-name": "zz", "iothread": "i0"})),
+        set(json!({"node-name": "a"})),
+        set(json!({"node-name": "a", "iothread": 7})),
+        // Of one that an export uses, which may move.
+        export("e0", "a", json!({"iothread": "i1"})),
+        set(json!({"node-name": "a", "iothread": "i0"})),
+        set(json!({"node-name": "a", "iothread": "zz", "force": false})),
+        set(json!({"node-name": "a", "iothread": "i0", "force": true})),
+        ("block-export-del", json!({"id": "e0"})),
+        // Exports that may not.
+        export("e1", "a", fixed("i0")),
+        export("e2", "a", fixed("i1")),
+        export("e3", "a", json!({"iothread": "i1"})),
+        set(json!({"node-name": "a", "iothread": "i1", "force": true})),
+        set(json!({"node-name": "a", "iothread": "i0", "force": true})),
+        add(raw("b")),
+        export("e4", "b", fixed("i1")),
+        reopen(raw("a")),
+        add(json!({"driver": "raw", "node-name": "s", "file": "a"})),
+        export("e5", "s", fixed("i1")),
+        export("e6", "s", fixed("i0")),
+        reopen(raw("b")),
+    ]);
+}
+
+#[test]
+fn an_export_without_iothread_is_served_by_that_of_its_node() {
+    let daemon = Daemon::start(&["--object", "iothread,id=i0"]);
+    let mut qmp = daemon.qmp();
+    let address = json!({"type": "unix", "data": {"path": daemon.text("nbd")}});
+    qmp.ok("nbd-server-start", json!({"addr": address}));
+    qmp.ok(
+        "blockdev-add",
+        json!({"driver": "null-co", "node-name": "n"}),
+    );
+    let to = |iothread: Value| json!({"node-name": "n", "iothread": iothread, "force": true});
+    qmp.ok("x-blockdev-set-iothread", to(json!("i0")));
+    qmp.ok(
+        "blockdev-add",
+        json!({"driver": "raw", "node-name": "r", "file": "n"}),
+    );
+    let export = json!({"type": "nbd", "id": "e", "node-name": "r"});
+    qmp.ok("block-export-add", export);
+    let in_use = qmp.err("object-del", json!({"id": "i0"}));
+    assert_eq!(in_use, "object 'i0' is in use, can not be deleted");
+    qmp.ok("block-export-del", json!({"id": "e"}));
+    qmp.ok("x-blockdev-set-iothread", to(Value::Null));
+    qmp.ok("object-del", json!({"id": "i0"}));
+}

@@ -8,7 +8,7 @@ use outport_qmp::de::Mode;
 use outport_qmp::types::Empty;
 use outport_qmp::types::block_core::{
     BlockResize, BlockSetWriteThreshold, BlockdevDel, BlockdevOptions, BlockdevReopen,
-    QueryNamedBlockNodes,
+    BlockdevSetIothread, QueryNamedBlockNodes, StrOrNull,
 };
 use outport_qmp::types::block_info::BlockDeviceInfo;
 
@@ -32,6 +32,35 @@ pub(super) async fn reopen(daemon: &Daemon, arguments: BlockdevReopen) -> Result
 /// `blockdev-del`.
 pub(super) async fn delete(daemon: &Daemon, arguments: BlockdevDel) -> Result<Empty, Error> {
     blockdev::delete(daemon, &arguments.node_name).await?;
+    Ok(Empty {})
+}
+
+/// `x-blockdev-set-iothread`.
+pub(super) fn set_iothread(
+    daemon: &Daemon,
+    arguments: BlockdevSetIothread,
+) -> Result<Empty, Error> {
+    let name = &arguments.node_name;
+    let mut graph = daemon.graph.borrow_mut();
+    if graph.find(name).is_none() {
+        return Err(Error::no_such_node(name));
+    }
+    if arguments.force != Some(true) && graph.has_exports(name) {
+        return Err(Error::generic(format!(
+            "Node {name} is associated with a BlockBackend and could be in use (use force=true to \
+             override this check)"
+        )));
+    }
+    let wanted = match arguments.iothread {
+        StrOrNull::Text(id) => Some(id),
+        StrOrNull::Null(()) => None,
+    };
+    if let Some(id) = &wanted
+        && daemon.objects.borrow().iothread(id).is_err()
+    {
+        return Err(Error::generic(format!("Cannot find iothread {id}")));
+    }
+    graph.set_iothread(name, wanted.as_deref())?;
     Ok(Empty {})
 }
 

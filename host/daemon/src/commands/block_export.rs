@@ -152,7 +152,7 @@ async fn check_and_add(
     if writable && node.is_read_only() && refused.is_none() {
         return Err(Error::generic("Cannot export read-only node as writable"));
     }
-    let known = iothreads(daemon, options.iothread.clone())?;
+    let known = iothreads(daemon, options.iothread.clone(), node.name())?;
     let allow_inactive = options.allow_inactive == Some(true);
     if allow_inactive && matches!(options.branch, BlockExportBranch::Fuse(_)) {
         return Err(Error::generic(
@@ -165,7 +165,8 @@ async fn check_and_add(
     } else {
         activity::ensure(daemon, &options.node_name).await?;
         let node = daemon.graph.borrow().lookup("", &options.node_name)?;
-        (node, iothreads(daemon, options.iothread)?)
+        let threads = iothreads(daemon, options.iothread, node.name())?;
+        (node, threads)
     };
     let purpose = Use::Export {
         claim,
@@ -175,6 +176,14 @@ async fn check_and_add(
         .graph
         .borrow_mut()
         .attach(User::Block, node.name(), "root", purpose)?;
+    if options.fixed_iothread == Some(true) {
+        let mut graph = daemon.graph.borrow_mut();
+        let pinned = graph.pin(edge, node.name(), iothreads.first().cloned());
+        if let Err(error) = pinned {
+            graph.detach(edge);
+            return Err(error);
+        }
+    }
     let wanted = ExportOptions {
         id: id.clone(),
         name: node.name().to_owned(),
@@ -243,9 +252,13 @@ fn nbd_claim(writable: bool) -> Claim {
 fn iothreads(
     daemon: &Daemon,
     wanted: Option<BlockExportIothreads>,
+    node: &str,
 ) -> Result<(Vec<IoThread>, Vec<String>), Error> {
     let ids = match wanted {
-        None => return Ok((vec![daemon.default_iothread()?], Vec::new())),
+        None => match daemon.iothread_of(node) {
+            Some(id) => vec![id],
+            None => return Ok((vec![daemon.default_iothread()?], Vec::new())),
+        },
         Some(BlockExportIothreads::Single(id)) => vec![id],
         Some(BlockExportIothreads::Multi(ids)) => ids,
     };

@@ -29,7 +29,7 @@ use outport_qmp::types::block_bitmap::{
 };
 use outport_qmp::types::block_core::{
     BlockResize, BlockSetWriteThreshold, BlockdevDel, BlockdevOptions, BlockdevReopen,
-    BlockdevSetActive, QueryBlock, QueryNamedBlockNodes,
+    BlockdevSetActive, BlockdevSetIothread, QueryBlock, QueryNamedBlockNodes,
 };
 use outport_qmp::types::block_create::BlockdevCreate;
 use outport_qmp::types::block_debug::{
@@ -161,6 +161,9 @@ impl Handler for Control {
         arguments: QueryNamedBlockNodes,
     ) -> Outcome<Vec<BlockDeviceInfo>> {
         Ok(block_core::query_nodes(&self.daemon, &arguments))
+    }
+    async fn x_blockdev_set_iothread(&self, arguments: BlockdevSetIothread) -> Outcome<Empty> {
+        block_core::set_iothread(&self.daemon, arguments)
     }
     async fn x_debug_query_block_graph(&self, _: Empty) -> Outcome<XDbgBlockGraph> {
         Ok(self.daemon.graph.borrow().dump())

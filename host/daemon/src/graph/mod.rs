@@ -18,10 +18,12 @@ use outport_qmp::error::is_identifier;
 mod activity;
 mod dump;
 mod edges;
+mod iothreads;
 mod permissions;
 mod reopen;
 
 use edges::{Edge, Edges};
+use iothreads::Iothreads;
 use permissions::conflicts;
 pub(crate) use permissions::{Claim, Permissions, Use};
 pub(crate) use reopen::Exchanged;
@@ -74,6 +76,7 @@ pub(crate) struct Graph {
     /// By name, in the order in which they were added.
     entries: LinkedHashMap<String, Entry>,
     edges: Edges,
+    iothreads: Iothreads,
     /// Names of nodes that are being opened or closed.
     reserved: HashSet<String>,
     /// Names of nodes that somebody else has, those being opened included.
@@ -167,6 +170,7 @@ impl Graph {
     /// Takes a node out, to be closed. Its name and its edges stay until [`Graph::forget`].
     pub(crate) fn take(&mut self, name: &str) -> Option<Arc<Node>> {
         let entry = self.entries.remove(name)?;
+        self.iothreads.forget_node(name);
         self.reserved.insert(name.to_owned());
         Some(entry.node)
     }
@@ -298,6 +302,7 @@ impl Graph {
         let checked = self.check_below(child).and_then(|()| {
             self.edges.set_purpose(id, purpose);
             self.check_below(child)?;
+            self.check_pins(child)?;
             self.lock_below(child)
         });
         if let Err(error) = checked {
@@ -309,6 +314,7 @@ impl Graph {
 
     /// Ends a use.
     pub(crate) fn detach(&mut self, id: EdgeId) {
+        self.iothreads.forget_edge(id);
         if let Some(edge) = self.edges.remove(id) {
             self.unlock_below(&edge.child);
         }

@@ -239,6 +239,24 @@ qapi! {
         flat: Option<bool>,
     }
 
+    /// A text, or explicitly none.
+    alternate StrOrNull {
+        /// A text.
+        Text(String) = "<string>",
+        /// None.
+        Null(()) = "<null>",
+    }
+
+    /// Arguments of `x-blockdev-set-iothread`.
+    struct BlockdevSetIothread {
+        /// The node to move, with all that it is connected with.
+        node_name: String = "node-name",
+        /// The iothread object; `null` means the default one.
+        iothread: StrOrNull,
+        /// Move a node that exports use, too.
+        force: Option<bool>,
+    }
+
     /// Arguments of `block_resize`.
     struct BlockResize {
         /// A device, which a storage daemon does not have.
