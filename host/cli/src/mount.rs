@@ -14,7 +14,7 @@ use crate::args::Mount;
 use crate::daemon;
 use crate::format::{self, Format};
 use crate::serve::plan::{
-    EXPORT_ID, IMAGE_NODE, Image, image_options, monitor_options, quoted, utf8,
+    EXPORT_ID, IMAGE_NODE, Image, image_options, monitor_options, option, quoted, utf8,
 };
 use crate::serve::{Job, check_access, run_job};
 
@@ -113,7 +113,8 @@ impl<'a> Plan<'a> {
         })?;
         let export = json!({"type": "fuse", "id": EXPORT_ID, "node-name": IMAGE_NODE,
             "mountpoint": utf8(&target.path)?, "writable": args.rw});
-        options.extend(["--export".into(), export.to_string().into()]);
+        let called = args.file.display().to_string();
+        options.extend(option(&called, "--export", export.to_string().into()));
         options.extend(monitor_options(&monitor)?);
         Ok(Self {
             args,

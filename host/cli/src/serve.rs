@@ -208,7 +208,10 @@ async fn wait_for_start(
 ) -> Result<bool> {
     loop {
         if let Some(status) = child.0.try_wait()? {
-            bail!("The daemon did not start ({status}); its message is above");
+            match status.code() {
+                Some(_) => bail!("Nothing was started: the reason is above"),
+                None => bail!("The daemon ended with {status}"),
+            }
         }
         if monitor.exists()
             && let Ok(mut client) = Client::connect(monitor)

@@ -401,6 +401,45 @@ fn a_daemon_that_cannot_start_is_an_error() {
 }
 
 #[test]
+fn refusals_are_in_the_words_of_the_tool() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    for name in ["disk.qcow2", "disk.raw"] {
+        std::fs::write(folder.path().join(name), [0; 4096]).unwrap();
+    }
+    let (qcow2, raw, far) = (path("disk.qcow2"), path("disk.raw"), path("no/s"));
+    let mounted = path("disk");
+    let no_wasm = [
+        "serve", &raw, "-f", "x", "--plugin", &qcow2, "--socket", &far,
+    ];
+    for (args, want) in [
+        (
+            &["serve", &qcow2, "-f", "qcow2"][..],
+            format!("{qcow2}: Image is not in qcow2"),
+        ),
+        (
+            &["mount", &qcow2, &mounted, "-f", "qcow2"],
+            format!("{qcow2}: Image is not in"),
+        ),
+        (
+            &["serve", &raw, "-f", "raw", "--socket", &far],
+            format!("--socket {far}: Failed to"),
+        ),
+        (&no_wasm, format!("--plugin {qcow2}: ")),
+    ] {
+        let refused = outport(args);
+        assert!(!refused.status.success());
+        let said = err(&refused);
+        let start = format!("outport: {want}");
+        assert!(said.starts_with(&start), "{said}");
+        assert!(
+            !said.contains("outportd") && !said.contains("--blockdev"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn completions_and_manuals_come_from_the_program() {
     for shell in ["bash", "zsh", "fish"] {
         let script = out(&outport(&["completions", shell]));

@@ -37,6 +37,18 @@ pub(crate) struct Setting {
     pub(crate) value: String,
     /// As it was typed, for messages.
     pub(crate) typed: String,
+    /// What messages call it instead: of a program that starts the daemon for somebody.
+    pub(crate) called: Option<String>,
+}
+
+impl Setting {
+    /// A complaint on the terminal about this option.
+    pub(crate) fn complaint(&self, message: &str) -> String {
+        match &self.called {
+            Some(called) => format!("{called}: {message}"),
+            None => complaint(Some(&self.typed), message),
+        }
+    }
 }
 
 /// A command line that can be carried out.
@@ -63,6 +75,7 @@ pub(crate) enum Parsed {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Name {
+    Called,
     Help,
     Version,
     CheckConfig,
@@ -72,9 +85,10 @@ enum Name {
     Act(Action),
 }
 
-const LONG: [(&str, Name); 15] = [
+const LONG: [(&str, Name); 16] = [
     ("allow-paths", Name::Act(Action::AllowPaths)),
     ("blockdev", Name::Act(Action::Blockdev)),
+    ("called", Name::Called),
     ("chardev", Name::Act(Action::Chardev)),
     ("check-config", Name::CheckConfig),
     ("config", Name::Act(Action::Config)),
@@ -104,6 +118,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
     let mut arguments = arguments.into_iter();
     let mut args = Args::default();
     let mut only_positionals = false;
+    let mut called = None;
     while let Some(argument) = arguments.next() {
         let argument = match argument.into_string() {
             Ok(argument) => argument,
@@ -115,7 +130,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
                 continue;
             }
             text if only_positionals || !text.starts_with('-') || text == "-" => {
-                args.push(Action::Positional, argument.clone(), argument);
+                args.push(Action::Positional, argument.clone(), argument, None);
                 continue;
             }
             text => match text.strip_prefix("--") {
@@ -148,11 +163,12 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
         match name {
             Name::Help => return Parsed::Print(help::help()),
             Name::Version => return Parsed::Print(help::version()),
+            Name::Called => called = Some(value),
             Name::CheckConfig => args.check_config = true,
             Name::Daemonize => args.daemonize = true,
             Name::EndWithStdin => args.end_with_stdin = true,
             Name::Pidfile => args.pidfile = Some(value.into()),
-            Name::Act(action) => args.push(action, value, typed),
+            Name::Act(action) => args.push(action, value, typed, called.take()),
         }
     }
     if args.daemonize && args.end_with_stdin {
@@ -163,17 +179,24 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
 }
 
 impl Args {
-    fn push(&mut self, action: Action, value: String, typed: String) {
+    fn push(&mut self, action: Action, value: String, typed: String, called: Option<String>) {
         self.settings.push(Setting {
             action,
             value,
             typed,
+            called,
         });
     }
 }
 
 /// Options that QSD has not.
-const OURS: [&str; 4] = ["allow-paths", "check-config", "config", "end-with-stdin"];
+const OURS: [&str; 5] = [
+    "allow-paths",
+    "called",
+    "check-config",
+    "config",
+    "end-with-stdin",
+];
 
 /// The option, its full spelling, and the value after `=` or the letter.
 type Found = Result<(Name, String, Option<String>), String>;
@@ -275,6 +298,17 @@ mod tests {
         assert_eq!(args.settings[1].value, "a=b");
         assert_eq!(args.settings[2].action, Action::Positional);
         assert_eq!(args.pidfile, Some("/p".into()));
+    }
+
+    #[test]
+    fn who_starts_the_daemon_says_what_an_option_is_called() {
+        let arguments = ["--called", "disk", "--blockdev", "b", "--export=e"];
+        let Parsed::Run(args) = of(&arguments) else {
+            panic!("it runs");
+        };
+        let complaints = args.settings.iter().map(|it| it.complaint("no"));
+        let want = ["disk: no", "outportd: --export=e: no"];
+        assert_eq!(complaints.collect::<Vec<_>>(), want);
     }
 
     #[test]

@@ -155,7 +155,7 @@ async fn start(
                 answer(&text);
                 return Ok(false);
             }
-            Err(message) => return Err(args::complaint(Some(&setting.typed), &message)),
+            Err(message) => return Err(setting.complaint(&message)),
         }
     }
     daemon.goes_on()?;

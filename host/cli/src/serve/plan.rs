@@ -72,17 +72,23 @@ impl Plan {
             plugin: args.plugin.as_deref(),
             allow_paths: &args.allow_paths,
         })?;
-        let mut add = |option: &str, value: OsString| options.extend([option.into(), value]);
-        let address = match &self.listener {
-            Listener::Unix(path) => json!({"type": "unix", "path": utf8(path)?}),
+        let (called, address) = match &self.listener {
+            Listener::Unix(path) => {
+                let called = format!("--socket {}", path.display());
+                (called, json!({"type": "unix", "path": utf8(path)?}))
+            }
             Listener::Port(port) => {
-                json!({"type": "inet", "host": "localhost", "port": port.to_string()})
+                let address =
+                    json!({"type": "inet", "host": "localhost", "port": port.to_string()});
+                (format!("--port {port}"), address)
             }
         };
-        add("--nbd-server", json!({"addr": address}).to_string().into());
+        let server = json!({"addr": address}).to_string().into();
+        options.extend(option(&called, "--nbd-server", server));
         let export = json!({"type": "nbd", "id": EXPORT_ID, "node-name": IMAGE_NODE,
             "name": self.export, "writable": !self.read_only});
-        add("--export", export.to_string().into());
+        let called = format!("--export {}", self.export);
+        options.extend(option(&called, "--export", export.to_string().into()));
         options.extend(monitor_options(&self.monitor)?);
         Ok(options)
     }
@@ -188,24 +194,33 @@ pub(crate) struct Image<'a> {
 /// Options that open it, as [`IMAGE_NODE`]. JSON needs no escaping of names.
 pub(crate) fn image_options(image: &Image<'_>) -> Result<Vec<OsString>> {
     let mut options = Vec::new();
-    let mut add = |option: &str, value: OsString| options.extend([option.into(), value]);
     for folder in image.allow_paths {
-        add("--allow-paths", folder.into());
+        let called = format!("--allow-paths {}", folder.display());
+        options.extend(option(&called, "--allow-paths", folder.into()));
     }
     if let Some(plugin) = image.plugin {
         // The user named the file: that is the permission. Its hash is in query-plugins.
         let object = json!({"qom-type": "wasm-plugin", "id": PLUGIN_ID,
             "filename": utf8(plugin)?, "allow-unpinned": true});
-        add("--object", object.to_string().into());
+        let called = format!("--plugin {}", plugin.display());
+        options.extend(option(&called, "--object", object.to_string().into()));
     }
+    let called = image.path.display().to_string();
     let read_only = image.read_only;
     let file = json!({"driver": "file", "node-name": FILE_NODE, "filename": utf8(image.path)?,
         "read-only": read_only, "discard": "unmap"});
-    add("--blockdev", file.to_string().into());
+    options.extend(option(&called, "--blockdev", file.to_string().into()));
     let node = json!({"driver": image.driver, "node-name": IMAGE_NODE,
         "file": FILE_NODE, "read-only": read_only, "discard": "unmap"});
-    add("--blockdev", node.to_string().into());
+    options.extend(option(&called, "--blockdev", node.to_string().into()));
     Ok(options)
+}
+
+/// An option of the daemon's, and how it is called when the daemon complains: people know our
+/// options, not those.
+pub(crate) fn option(called: &str, name: &str, value: OsString) -> [OsString; 4] {
+    let called = format!("outport: {called}");
+    ["--called".into(), called.into(), name.into(), value]
 }
 
 /// Options for a monitor at this socket.
@@ -303,7 +318,8 @@ mod tests {
     #[test]
     fn plugins_come_before_the_nodes_that_use_them() {
         let plan = plan("a.x -f x --plugin x.wasm --allow-paths /srv --allow-paths /var");
-        let names: Vec<_> = plan.options.iter().step_by(2).collect();
+        let names = plan.options.iter().step_by(2);
+        let names: Vec<_> = names.filter(|name| *name != "--called").collect();
         assert_eq!(
             names,
             [

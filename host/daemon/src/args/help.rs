@@ -92,6 +92,7 @@ Serves block nodes; the command line is that of qemu-storage-daemon.
            [,memory-max=<size>][,call-time-max-ms=<ms>]
                          add an object
 
+  --called <text>        what messages call the next option
   --end-with-stdin       end in order when standard input ends
 
   --pidfile <path>       write the process id to a file after startup

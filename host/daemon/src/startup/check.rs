@@ -17,7 +17,7 @@ use outport_qmp::{Command, Error, keyval};
 use serde_json::Value;
 
 use super::config_file;
-use crate::args::{Action, Setting, complaint};
+use crate::args::{Action, Setting};
 use crate::chardev;
 
 /// Checks all options in order.
@@ -28,7 +28,7 @@ pub(super) fn check(settings: &[Setting]) -> Result<(), String> {
     let mut names = Names::default();
     settings.iter().try_for_each(|setting| {
         let checked = names.option(setting);
-        checked.map_err(|message| complaint(Some(&setting.typed), &message))
+        checked.map_err(|message| setting.complaint(&message))
     })
 }
 

@@ -11,7 +11,7 @@ use outport_qmp::types::block_export::{BlockExportOptions, NbdServerOptions};
 use outport_qmp::types::qom::{MonitorQmpProperties, ObjectBranch, ObjectOptions};
 
 use super::{config_file, drivers};
-use crate::args::{Action, Args, Setting, complaint};
+use crate::args::{Action, Args, Setting};
 use crate::blockdev;
 use crate::chardev::{self, Backend};
 use crate::commands::{Control, block_export};
@@ -138,7 +138,7 @@ impl Settings {
         let parsed = chardev::parse(&setting.value).map_err(sentence)?;
         for warning in &parsed.warnings {
             let warning = format!("warning: {warning}");
-            super::say(&complaint(Some(&setting.typed), &warning));
+            super::say(&setting.complaint(&warning));
         }
         if self.daemon.chardevs.borrow().has(&parsed.id) {
             return Err(format!("Duplicate ID '{}' for chardev", parsed.id));
@@ -149,7 +149,7 @@ impl Settings {
         if self.daemonize && matches!(parsed.backend, Backend::Stdio) {
             return Err("cannot use stdio with -daemonize".into());
         }
-        let announce = |message: String| super::say(&complaint(Some(&setting.typed), &message));
+        let announce = |message: String| super::say(&setting.complaint(&message));
         chardev::open(&self.daemon, parsed.id, parsed.backend, announce).await
     }
 
