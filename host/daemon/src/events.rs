@@ -133,7 +133,7 @@ impl EventSender {
                     offset,
                     size,
                     fatal,
-                    "image corrupted"
+                    "image corrupted: qemu-img check lists the damage of a format that it knows"
                 );
                 let signed = |value: Option<u64>| value.and_then(|v| i64::try_from(v).ok());
                 self.send(Event::BlockImageCorrupted(BlockImageCorrupted {

@@ -152,3 +152,45 @@ fn waiting_for_a_client_at_run_time_holds_up_only_who_asked() {
     let _client = std::os::unix::net::UnixStream::connect(daemon.path("w")).unwrap();
     assert_eq!(asks.answer().unwrap(), json!({"return": {}}));
 }
+
+#[test]
+fn damage_names_what_lists_it() {
+    if !has("qemu-img") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let mut qmp = daemon.qmp();
+    let path = daemon.text("disk");
+    qemu_img(&["create", "-q", "-f", "qcow2", &path, "1M"]);
+    let file = json!({"driver": "file", "filename": path});
+    let node = json!({"driver": "qcow2", "node-name": "n", "file": file});
+    let image = std::fs::read(&path).unwrap();
+    // The header's place for the L1 table: unaligned, behind the file, on top of the header.
+    for offset in [3_u64, 1 << 40, 0] {
+        let mut damaged = image.clone();
+        damaged[40..48].copy_from_slice(&offset.to_be_bytes());
+        std::fs::write(&path, damaged).unwrap();
+        let said = qmp.err("blockdev-add", node.clone());
+        assert!(said.ends_with("qemu-img check lists the damage"), "{said}");
+    }
+    // An L1 entry that leads behind the file is met when it is used.
+    let at = u64::from_be_bytes(image[40..48].try_into().unwrap()) as usize;
+    let mut damaged = image;
+    damaged[at..at + 8].copy_from_slice(&(1_u64 << 63 | 1 << 40).to_be_bytes());
+    std::fs::write(&path, damaged).unwrap();
+    qmp.ok("blockdev-add", node);
+    let address = json!({"type": "unix", "data": {"path": daemon.text("nbd")}});
+    qmp.ok("nbd-server-start", json!({"addr": address}));
+    qmp.ok(
+        "block-export-add",
+        json!({"type": "nbd", "id": "e", "node-name": "n", "name": "e"}),
+    );
+    let uri = format!("nbd+unix:///e?socket={}", daemon.text("nbd"));
+    let read = std::process::Command::new("qemu-io")
+        .args(["-r", "-f", "raw", "-c", "read 0 64k", &uri])
+        .output();
+    assert!(read.unwrap().status.code().is_some());
+    qmp.ok("query-block-exports", json!({}));
+    assert_eq!(qmp.event("BLOCK_IMAGE_CORRUPTED")["node-name"], "n");
+    assert!(daemon.log().contains("qemu-img check"), "{}", daemon.log());
+}

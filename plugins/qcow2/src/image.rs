@@ -255,7 +255,8 @@ fn refuse_writing(header: &Header) -> Result<()> {
     if header.incompatible & incompatible::CORRUPT != 0 {
         return Err(Error::new(
             Errno::Eacces,
-            "Image is corrupt; cannot be opened read/write. Open it read-only, or repair it",
+            "Image is corrupt; cannot be opened read/write. Open it read-only, or repair it \
+             with qemu-img check -r all",
         ));
     }
     Ok(())

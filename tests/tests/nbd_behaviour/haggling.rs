@@ -1,7 +1,7 @@
 //! Options, as a client meets them before any request.
 
-use outport_tests::assert_same;
 use outport_tests::nbd::wire::{self, flag, info, opt, rep};
+use outport_tests::{Daemon, Server, assert_same, requires};
 
 use super::{Disk, MIB};
 
@@ -46,6 +46,85 @@ fn info_then_go_answers_the_same() {
             | flag::CAN_MULTI_CONN
             | flag::SEND_CACHE
     ));
+}
+
+/// What a server says to options that were negotiated already, or come too early: the kinds of its
+/// replies, with their texts.
+fn said_to_repetitions(disk: &Disk) -> Vec<(u32, String)> {
+    let mut said = Vec::new();
+    let asked = wire_meta("disk");
+    for options in [
+        &[opt::SET_META_CONTEXT][..],
+        &[opt::STRUCTURED_REPLY, opt::STRUCTURED_REPLY],
+        &[
+            opt::EXTENDED_HEADERS,
+            opt::EXTENDED_HEADERS,
+            opt::STRUCTURED_REPLY,
+        ],
+        &[opt::STRUCTURED_REPLY, opt::EXTENDED_HEADERS],
+        &[
+            opt::STRUCTURED_REPLY,
+            opt::SET_META_CONTEXT,
+            opt::SET_META_CONTEXT,
+        ],
+        &[opt::STARTTLS, opt::STARTTLS],
+    ] {
+        let mut haggle = disk.daemon.haggle();
+        for option in options {
+            let data: &[u8] = match *option {
+                opt::SET_META_CONTEXT => &asked,
+                _ => &[],
+            };
+            let replies = haggle.ask(*option, data).unwrap();
+            said.extend(replies.iter().map(|reply| (reply.kind, reply.text())));
+        }
+    }
+    // With data that does not belong there.
+    for option in [
+        opt::LIST,
+        opt::STARTTLS,
+        opt::STRUCTURED_REPLY,
+        opt::EXTENDED_HEADERS,
+    ] {
+        let replies = disk.daemon.haggle().ask(option, b"x").unwrap();
+        said.extend(replies.iter().map(|reply| (reply.kind, reply.text())));
+    }
+    said
+}
+
+fn wire_meta(export: &str) -> Vec<u8> {
+    outport_tests::nbd::meta_query(export, &["base:allocation"])
+}
+
+#[test]
+fn options_are_negotiated_once_as_in_qsd() {
+    if !requires("qemu-storage-daemon") {
+        return;
+    }
+    let [theirs, ours] = [Server::Qsd, Server::Outport].map(|server| {
+        let disk = Disk::served_by(Daemon::builder(server).nbd().start());
+        said_to_repetitions(&disk)
+    });
+    assert_eq!(theirs, ours);
+}
+
+#[test]
+fn texts_that_quote_names_fit_a_protocol_string() {
+    const STRING_MAX: usize = 4096;
+    let disk = Disk::new();
+    for name in [
+        "x".repeat(STRING_MAX),
+        "\u{e9}".repeat(STRING_MAX / 2),
+        "x".repeat(STRING_MAX + 1),
+    ] {
+        for option in [opt::INFO, opt::GO] {
+            let mut haggle = disk.daemon.haggle();
+            let reply = haggle.query(option, &name, &[]).unwrap().unwrap_err();
+            assert!(reply.text().len() <= STRING_MAX, "{}", reply.text().len());
+            assert!(!reply.text().contains('\u{fffd}'), "{}", reply.text());
+            assert!(haggle.go("disk").is_ok());
+        }
+    }
 }
 
 #[test]

@@ -295,6 +295,62 @@ fn keys_may_be_encrypted() {
 }
 
 #[test]
+fn a_key_in_the_traditional_encryption_names_the_command_that_converts_it() {
+    if !has("openssl") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Issued::root(&Profile::authority("authority"));
+    let own = authority.issue(&Profile::server());
+    directory(folder.path(), &authority, Some(("server", &own)));
+    let key = folder.path().join("server-key.pem");
+    let (clear, old) = (folder.path().join("clear"), folder.path().join("old"));
+    fs::rename(&key, &clear).unwrap();
+    let openssl = |args: &[&std::ffi::OsStr]| {
+        let done = std::process::Command::new("openssl").args(args).output();
+        assert!(done.unwrap().status.success(), "{args:?}");
+    };
+    let words = |text: &'static str| text.split(' ').map(std::ffi::OsStr::new);
+    let (from, to) = (clear.as_os_str(), old.as_os_str());
+    let traditional = words("pkey -traditional -aes256 -passout pass:secret -in");
+    openssl(
+        &traditional
+            .chain([from, "-out".as_ref(), to])
+            .collect::<Vec<_>>(),
+    );
+    fs::copy(&old, &key).unwrap();
+    assert!(
+        fs::read_to_string(&key)
+            .unwrap()
+            .contains("Proc-Type: 4,ENCRYPTED")
+    );
+    let object = |more: Value| {
+        let object = json!({"qom-type": "tls-creds-x509", "endpoint": "server",
+            "dir": folder.path()});
+        with(object, &more)
+    };
+    let objects = [object(json!({})), object(json!({"passwordid": "s"}))];
+    let daemon = Daemon::start(&["--object", "secret,id=s,data=secret"]);
+    let mut qmp = daemon.qmp();
+    for said in answers(&mut qmp, &objects) {
+        let said = said.unwrap();
+        assert!(
+            said.contains("openssl pkcs8 -topk8 -in OLD.pem -out NEW.pem"),
+            "{said}"
+        );
+    }
+    let convert = words("pkcs8 -topk8 -passin pass:secret -passout pass:secret -in");
+    let to = ["-out".as_ref(), key.as_os_str()];
+    openssl(
+        &convert
+            .chain([old.as_os_str()])
+            .chain(to)
+            .collect::<Vec<_>>(),
+    );
+    assert_eq!(answers(&mut qmp, &objects[1..]), [None]);
+}
+
+#[test]
 fn several_identities_and_what_is_missing_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Issued::root(&Profile::authority("authority"));

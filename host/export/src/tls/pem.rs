@@ -50,8 +50,8 @@ pub(super) fn private_key(
     }
     if text.contains("Proc-Type: 4,ENCRYPTED") {
         return Err(
-            "The key has the old encryption of OpenSSL; convert it to PKCS #8 \
-                    (openssl pkcs8 -topk8).",
+            "The key has the traditional encryption of OpenSSL, which is not read; convert it to \
+             PKCS #8: openssl pkcs8 -topk8 -in OLD.pem -out NEW.pem",
         );
     }
     PrivateKeyDer::from_pem_slice(pem).map_err(|_| NO_KEY)

@@ -104,12 +104,12 @@ impl Header {
         tables.push(("header", 0, 1));
         for &(name, offset, len) in &tables {
             if !offset.is_multiple_of(cluster) {
-                return Err(Error::invalid(format!(
+                return Err(damaged(&format!(
                     "Offset {offset:#x} of the {name} is not aligned to a cluster"
                 )));
             }
             if offset.checked_add(len).is_none_or(|e| e > end) {
-                return Err(Error::invalid(format!(
+                return Err(damaged(&format!(
                     "The {name} at offset {offset:#x} lies outside of the file ({file_size} bytes)"
                 )));
             }
@@ -121,7 +121,7 @@ impl Header {
                     b.1 + b.2.next_multiple_of(cluster),
                 );
                 if a.1 < b_end && b.1 < a_end {
-                    return Err(Error::invalid(format!(
+                    return Err(damaged(&format!(
                         "The {} at offset {:#x} overlaps the {} at offset {:#x}",
                         a.0, a.1, b.0, b.1
                     )));
@@ -130,4 +130,11 @@ impl Header {
         }
         Ok(())
     }
+}
+
+/// A header that contradicts itself: the operator is told what lists the rest of it.
+fn damaged(what: &str) -> Error {
+    Error::invalid(format!(
+        "{what}. The image is damaged: qemu-img check lists the damage"
+    ))
 }

@@ -14,7 +14,7 @@ impl Haggle {
         let id = option.0;
         let text = match text {
             Text::NotBeforeTls => format!("Option 0x{id:x} not permitted before TLS"),
-            Text::NoData => format!("option {id} should have zero length"),
+            Text::NoData => format!("option '{}' has unexpected length", words(option)),
             Text::TooBig => format!("option {id} has more data than this server reads"),
             Text::Unsupported => format!("Unsupported option {id}"),
         };
@@ -30,22 +30,27 @@ impl Haggle {
             }
             OptionId::LIST => self.phase = Phase::Listing,
             OptionId::STARTTLS => self.start_tls(),
-            OptionId::STRUCTURED_REPLY => {
-                if self.mode == ReplyMode::Extended {
-                    let text = "extended headers are negotiated already";
-                    push_error(&mut self.out, option, RepErr::ExtHeaderReqd, text);
-                } else {
-                    self.mode = ReplyMode::Structured;
-                    push_ack(&mut self.out, option);
-                }
-            }
-            OptionId::EXTENDED_HEADERS => {
-                self.mode = ReplyMode::Extended;
-                push_ack(&mut self.out, option);
-            }
+            OptionId::STRUCTURED_REPLY => self.adopt(option, ReplyMode::Structured),
+            OptionId::EXTENDED_HEADERS => self.adopt(option, ReplyMode::Extended),
             // Not reached: every other option is refused or has data.
             _ => self.refuse(option, RepErr::Unsup, Text::Unsupported),
         }
+    }
+
+    /// Another kind of reply: once each, and not the lesser after the greater.
+    fn adopt(&mut self, option: OptionId, wanted: ReplyMode) {
+        const STRUCTURED: &str = "structured reply already negotiated";
+        const EXTENDED: &str = "extended headers already negotiated";
+        let refusal = match (self.mode, wanted) {
+            (ReplyMode::Structured, ReplyMode::Structured) => (RepErr::Invalid, STRUCTURED),
+            (ReplyMode::Extended, ReplyMode::Extended) => (RepErr::Invalid, EXTENDED),
+            (ReplyMode::Extended, _) => (RepErr::ExtHeaderReqd, EXTENDED),
+            _ => {
+                self.mode = wanted;
+                return push_ack(&mut self.out, option);
+            }
+        };
+        push_error(&mut self.out, option, refusal.0, refusal.1);
     }
 
     fn start_tls(&mut self) {
@@ -82,8 +87,11 @@ impl Haggle {
                 InfoQuery::parse(data).map(|query| (query.name, Asked::Info(query.wants)))
             }
             _ if self.mode == ReplyMode::Simple => {
-                let text = "Metadata contexts need structured replies";
-                push_error(&mut self.out, option, RepErr::Invalid, text);
+                let text = format!(
+                    "request option '{}' when structured reply is not negotiated",
+                    words(option)
+                );
+                push_error(&mut self.out, option, RepErr::Invalid, &text);
                 return;
             }
             _ => {
@@ -94,5 +102,18 @@ impl Haggle {
             Ok((name, kind)) => self.phase = Phase::Asking(Question { option, name, kind }),
             Err(bad) => push_error(&mut self.out, option, bad.error, bad.text),
         }
+    }
+}
+
+/// QEMU's words for an option.
+fn words(option: OptionId) -> &'static str {
+    match option {
+        OptionId::LIST => "list",
+        OptionId::STARTTLS => "starttls",
+        OptionId::STRUCTURED_REPLY => "structured reply",
+        OptionId::EXTENDED_HEADERS => "extended headers",
+        OptionId::LIST_META_CONTEXT => "list meta context",
+        OptionId::SET_META_CONTEXT => "set meta context",
+        _ => "<unknown>",
     }
 }
