@@ -119,6 +119,9 @@ impl Source {
 /// QEMU's sentence.
 async fn connect(endpoint: &Endpoint) -> Result<Client, String> {
     let failed = |error: &io::Error| {
+        if let (Endpoint::Unix { path }, io::ErrorKind::InvalidInput) = (endpoint, error.kind()) {
+            return format!("UNIX socket path '{}' is too long", path.display());
+        }
         let reason = outport_block::strerror(error.raw_os_error().unwrap_or_default());
         format!("Failed to connect to '{endpoint}': {reason}")
     };

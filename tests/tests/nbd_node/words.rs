@@ -33,6 +33,7 @@ fn mistakes_have_qemus_words() {
         json!({}),
         json!({"server": {"type": "unix", "path": "/nonexistent/s"}}),
         json!({"server": {"type": "unix", "path": regular}}),
+        json!({"server": {"type": "unix", "path": "/s".repeat(100)}}),
         json!({"server": inet("127.0.0.1", "1")}),
         json!({"server": inet("localhost", "1")}),
         json!({"server": inet("127.0.0.1", "xx")}),

@@ -68,6 +68,9 @@ impl ServerAddress {
     /// A connected socket, not blocking.
     pub(super) async fn connect(&self) -> Result<OwnedFd, String> {
         let failed = |e: &io::Error| {
+            if let (Self::Unix { path, .. }, io::ErrorKind::InvalidInput) = (self, e.kind()) {
+                return format!("UNIX socket path '{}' is too long", path.display());
+            }
             let reason = e.raw_os_error().map_or_else(|| e.to_string(), strerror);
             format!("Failed to connect to '{self}': {reason}")
         };
