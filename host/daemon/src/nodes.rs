@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use outport_block::Node;
 use outport_block::bitmap::DirtyBitmap;
+use outport_block::node::Kind;
 use outport_qmp::de::{self, Mode};
 use outport_qmp::types::block_info::{
     BlockDeviceInfo, BlockDirtyInfo, BlockdevCacheInfo, BlockdevChild, ImageInfo,
@@ -18,6 +19,10 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 use serde_json::Value;
 
 use crate::graph::{Entry, Graph};
+
+mod filename;
+
+use filename::filename;
 
 /// The unit of `stx_blocks`.
 const BLOCK_BYTES: u64 = 512;
@@ -31,11 +36,11 @@ pub(crate) fn info(graph: &Graph, entry: &Entry, flat: bool) -> BlockDeviceInfo 
         node_name: name.to_owned(),
     };
     BlockDeviceInfo {
-        file: filename(node),
+        file: filename(graph, entry),
         node_name: node.name().to_owned(),
         ro: node.is_read_only(),
         drv: node.driver().to_owned(),
-        backing_file: backing(graph, entry).map(|backing| filename(&backing.node)),
+        backing_file: backing(graph, entry).map(|backing| filename(graph, backing)),
         backing_file_depth: if flat { 0 } else { depth(graph, entry) },
         children: children.map(child).collect(),
         active: graph.is_active(node.name()),
@@ -81,7 +86,6 @@ fn image(graph: &Graph, entry: &Entry, flat: bool) -> ImageInfo {
             .and_then(Value::as_str)
             .map(str::to_owned)
     };
-    let backing = backing(graph, entry);
     let specific = entry.facts.get("format-specific");
     let specific = match node.host_file() {
         Some(_) => Some(ImageInfoSpecific {
@@ -94,7 +98,7 @@ fn image(graph: &Graph, entry: &Entry, flat: bool) -> ImageInfo {
         None => specific.and_then(|it| de::from_value::<ImageInfoSpecific>(it, Mode::Typed).ok()),
     };
     ImageInfo {
-        filename: filename(node),
+        filename: filename(graph, entry),
         format: node.driver().to_owned(),
         dirty_flag: match entry.facts.get("dirty-flag") {
             Some(flag) => flag.as_bool(),
@@ -107,12 +111,12 @@ fn image(graph: &Graph, entry: &Entry, flat: bool) -> ImageInfo {
         encrypted: None,
         compressed: None,
         full_backing_filename: text("backing-filename")
-            .and(backing.map(|backing| filename(&backing.node))),
+            .map(|name| filename::resolved(graph, entry, &name)),
         backing_filename: text("backing-filename"),
         backing_filename_format: text("backing-filename-format"),
         format_specific: specific,
         limits: None,
-        backing_image: match backing {
+        backing_image: match behind(graph, entry) {
             Some(backing) if !flat => Some(Box::new(image(graph, backing, flat))),
             _ => None,
         },
@@ -125,24 +129,18 @@ fn backing<'g>(graph: &'g Graph, entry: &Entry) -> Option<&'g Entry> {
     graph.find(name)
 }
 
-fn depth(graph: &Graph, entry: &Entry) -> i64 {
-    let next = |entry: &&Entry| backing(graph, entry);
-    let chain = std::iter::successors(backing(graph, entry), next);
-    chain.map(|_| 1).sum()
+/// The backing node, or what a filter stands before.
+fn behind<'g>(graph: &'g Graph, entry: &Entry) -> Option<&'g Entry> {
+    let Kind::Filter(filter) = entry.node.kind() else {
+        return backing(graph, entry);
+    };
+    graph.find(filter.child().1.name())
 }
 
-/// The file at the bottom of a node, or what QEMU calls a node without one.
-fn filename(node: &Node) -> String {
-    if let Some(file) = node.host_file() {
-        return file.path().display().to_string();
-    }
-    if let Some(name) = node.remote_name() {
-        return name;
-    }
-    match node.children().into_iter().next() {
-        Some((_, child)) => filename(&child),
-        None => format!("{}://", node.driver()),
-    }
+fn depth(graph: &Graph, entry: &Entry) -> i64 {
+    let next = |entry: &&Entry| behind(graph, entry);
+    let chain = std::iter::successors(behind(graph, entry), next);
+    chain.map(|_| 1).sum()
 }
 
 /// The unit of the image, also through filters over it.

@@ -80,7 +80,7 @@ struct At<'a> {
 impl At<'_> {
     fn values(&mut self, path: &str, theirs: Option<&Value>, ours: Option<&Value>) {
         match (theirs, ours) {
-            _ if theirs == ours => {}
+            _ if theirs == ours || same_options(theirs, ours) => {}
             (Some(Value::Object(theirs)), Some(Value::Object(ours))) => {
                 let members = |map: &serde_json::Map<String, Value>| -> BTreeMap<String, Value> {
                     map.clone().into_iter().collect()
@@ -148,6 +148,14 @@ impl At<'_> {
             });
         }
     }
+}
+
+/// Whether two names spell the same options out: QEMU's members have no order.
+fn same_options(theirs: Option<&Value>, ours: Option<&Value>) -> bool {
+    let options = |name: Option<&Value>| -> Option<Value> {
+        serde_json::from_str(name?.as_str()?.strip_prefix("json:")?).ok()
+    };
+    options(theirs).is_some_and(|theirs| Some(theirs) == options(ours))
 }
 
 fn join(path: &str, name: &str) -> String {

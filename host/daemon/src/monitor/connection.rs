@@ -2,8 +2,8 @@
 //!
 //! Reads and writes go on side by side. Reading stops while a command runs (a client has one in
 //! flight; with the capability `oob` some messages more are read, and `exec-oob` is answered at
-//! once) and while the client does not read its answers. After the client's half-close what it asked
-//! for is still answered.
+//! once) and while the client does not read its answers. After the client's half-close what it
+//! asked for is still answered.
 
 use std::cell::RefCell;
 use std::rc::Rc;

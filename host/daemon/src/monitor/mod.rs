@@ -5,8 +5,8 @@
 //! socket <- output (bounded queue)        <- replies, events
 //! ```
 //!
-//! A monitor has one client at a time and one command in flight (what more it may have sent waits in
-//! `ahead`), so the queue holds at most one
+//! A monitor has one client at a time and one command in flight (what more it may have sent waits
+//! in `ahead`), so the queue holds at most one
 //! command of each monitor, and first come first served is fair. Invariant: what a client can make
 //! the daemon hold is bounded by the constants here and by those of `outport_qmp::wire`.
 

@@ -6,8 +6,9 @@
 //! who may go: no iothread ever blocks, and requests of one group have one order.
 //!
 //! Invariants: whoever queued is let go or gave up (its receiver is gone); while a node is drained
-//! ([`Throttle::drain`]) nobody of it waits; a request ends in the node where it came in, though child
-//! and group can be exchanged ([`Throttle::exchange`], [`Throttle::join`]); the pump runs exactly while somebody is queued.
+//! ([`Throttle::drain`]) nobody of it waits; a request ends in the node where it came in, though
+//! child and group can be exchanged ([`Throttle::exchange`], [`Throttle::join`]); the pump runs
+//! exactly while somebody is queued.
 
 mod bucket;
 
