@@ -20,7 +20,7 @@ pub(crate) fn build(file: &Path, world: &str) -> Result<Plugin> {
     let id = resolve
         .select_world(&[package], Some(world))
         .with_context(|| format!("There is no world '{world}' in the contract"))?;
-    embed_component_metadata(&mut module, &resolve, id, StringEncoding::UTF8, false)
+    embed_component_metadata(&mut module, &resolve, id, StringEncoding::UTF8)
         .context("This is no core module")?;
     let component = componentize(&module)
         .with_context(|| format!("{} does not implement the world '{world}'", file.display()))?;

@@ -466,8 +466,7 @@ pub fn component_from_wat(text: &str, world: &str) -> Vec<u8> {
     let world = resolve
         .select_world(&[package], Some(world))
         .expect("the world exists");
-    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false)
-        .expect("metadata");
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).expect("metadata");
     ComponentEncoder::default()
         .module(&module)
         .and_then(|encoder| encoder.validate(true).encode())
