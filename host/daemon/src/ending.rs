@@ -102,7 +102,7 @@ async fn tell_when_it_takes_long(daemon: &Daemon) {
         not_closed_yet = %unfinished(daemon),
         "still ending; SIGQUIT ends the daemon at once, and what is not written back is lost"
     );
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Names of the nodes that are not closed, for people.

@@ -192,8 +192,8 @@ fn a_slow_command_holds_up_only_its_own_monitor() {
     });
 }
 
-/// The ids of the answers to messages of a client, while a command of it waits for an NBD server and
-/// after that.
+/// The ids of the answers to messages of a client, while a command of it waits for an NBD server
+/// and after that.
 fn ids_around_a_command_that_waits(daemon: &Daemon, enable: Value) -> (Vec<Value>, Vec<Value>) {
     let mute = UnixListener::bind(daemon.path("mute")).unwrap();
     let mut qmp = Qmp::connect(&daemon.path("qmp"));

@@ -157,7 +157,8 @@ commands! {
     /// Says what the nodes did, oldest first.
     QueryBlockstats query_blockstats "query-blockstats" (QueryBlockstats) -> Vec<BlockStats>;
     /// Moves nodes to an iothread: exports that name none are served there.
-    BlockdevSetIothread x_blockdev_set_iothread "x-blockdev-set-iothread" (BlockdevSetIothread) -> Empty [unstable];
+    BlockdevSetIothread x_blockdev_set_iothread "x-blockdev-set-iothread"
+        (BlockdevSetIothread) -> Empty [unstable];
     /// Tells the graph of nodes.
     XDebugQueryBlockGraph x_debug_query_block_graph "x-debug-query-block-graph"
         (Empty) -> XDbgBlockGraph [unstable];

@@ -75,7 +75,7 @@ fn said_to_repetitions(disk: &Disk) -> Vec<(u32, String)> {
                 opt::SET_META_CONTEXT => &asked,
                 _ => &[],
             };
-            let replies = haggle.ask(*option, data).unwrap();
+            let replies = haggle.ask(*option, data).expect("a reply");
             said.extend(replies.iter().map(|reply| (reply.kind, reply.text())));
         }
     }
@@ -86,7 +86,7 @@ fn said_to_repetitions(disk: &Disk) -> Vec<(u32, String)> {
         opt::STRUCTURED_REPLY,
         opt::EXTENDED_HEADERS,
     ] {
-        let replies = disk.daemon.haggle().ask(option, b"x").unwrap();
+        let replies = disk.daemon.haggle().ask(option, b"x").expect("a reply");
         said.extend(replies.iter().map(|reply| (reply.kind, reply.text())));
     }
     said
