@@ -1,8 +1,8 @@
 //! Every byte in every state of the lexer: what qemu-storage-daemon answers, and what we answer.
 //!
 //! A case is a state's bytes, one byte out of 256, and how the input goes on, followed by a
-//! command. Whether that command is answered says where a broken message ends. Byte 255 then brings both
-//! readers back to a known state, and a second command says that the case is over.
+//! command. Whether that command is answered says where a broken message ends. Byte 255 then brings
+//! both readers back to a known state, and a second command says that the case is over.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
