@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use outport_tests::{Daemon, qemu_img, requires, run};
+use outport_tests::{Daemon, eventually, qemu_img, requires, run};
 use serde_json::{Value, json};
 
 /// Sizes that no extent map can hold, with the cluster sizes that virtualisation platforms use.
@@ -56,7 +56,11 @@ fn a_giant_that_is_mostly_empty_has_a_map() {
             [],
             "{size} {options}"
         );
-        daemon.qmp.ok("block-export-del", json!({"id": "empty"}));
+        // The daemon may not have seen yet that nbdinfo is gone.
+        eventually("the export is free", || {
+            let id = json!({"id": "empty"});
+            daemon.qmp.execute("block-export-del", id).ok()
+        });
         daemon.qmp.ok("blockdev-del", json!({"node-name": "empty"}));
 
         let writes: Vec<String> = (0..5)

@@ -361,9 +361,6 @@ fn allocate(shared: &Rc<Shared>, unique: u64, mode: u32, offset: u64, len: u64) 
         let end = file.len();
         match mode {
             0 | KEEP => {
-                if mode == 0 && target > end && !file.is_growable() {
-                    file.extend(target).await?;
-                }
                 // Before the file grows, as this refuses what could not be kept. Images give no
                 // such promise.
                 file.node()
